@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+int error_set(Error **err, int code, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (!err || *err)
+		return code;
+	*err = calloc(1, sizeof(**err));
+	if (!*err)
+		abort();
+	(*err)->code = code;
+	va_start(ap, fmt);
+	if (vasprintf(&(*err)->message, fmt, ap) < 0)
+		abort();
+	va_end(ap);
+	return code;
+}
+
+void error_hint(Error **err, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (!err || !*err || (*err)->hint)
+		return;
+	va_start(ap, fmt);
+	if (vasprintf(&(*err)->hint, fmt, ap) < 0)
+		abort();
+	va_end(ap);
+}
+
+void error_prefix(Error **err, const char *fmt, ...)
+{
+	_cleanup_free_ char *prefix = NULL, *old = NULL;
+	va_list ap;
+
+	if (!err || !*err)
+		return;
+	va_start(ap, fmt);
+	if (vasprintf(&prefix, fmt, ap) < 0)
+		abort();
+	va_end(ap);
+	old = (*err)->message;
+	if (asprintf(&(*err)->message, "%s%s", prefix, old) < 0)
+		abort();
+}
+
+void error_free(Error *err)
+{
+	if (!err)
+		return;
+	free(err->message);
+	free(err->hint);
+	free(err);
+}

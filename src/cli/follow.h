@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include "cli/cli.h"
+
+/**
+ * struct FollowOrder - the migration to start
+ * @destination: checked
+ * @options:     JSON text as Migrate takes it
+ */
+typedef struct FollowOrder {
+	const char *destination;
+	const char *options;
+} FollowOrder;
+
+/**
+ * follow_migration() - follow a migration until it has ended: progress, log lines, the keeper's restarts
+ * @order: start this one, ^C cancels it and a second ^C leaves it; NULL: the one that runs, ^C leaves it
+ * @ret:   its result as the keeper gave it; NULL when none runs
+ *
+ * SIGHUP, SIGTERM and, under `vmferry control`, the end of standard input leave it. It then goes on by itself.
+ *
+ * Return: ExitStatus, with @err set unless it is STATUS_DONE, or negative errno.
+ */
+int follow_migration(const Cli *cli, const char *name, const FollowOrder *order, json_object **ret, Error **err);
+
+/** follow_status() - the exit status a migration's result stands for; sets @err unless it is STATUS_DONE */
+int follow_status(json_object *result, Error **err);

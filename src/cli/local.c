@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "local.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <unistd.h>
+
+#include "basic/fs.h"
+#include "basic/paths.h"
+#include "basic/text.h"
+#include "cli/output.h"
+
+#define MOVED_MAX 65536
+
+char *local_definition_path(const char *name)
+{
+	_cleanup_free_ char *arrived = state_path(name, "definition");
+	_cleanup_free_ char *own = xasprintf("%s/vms/%s.vm", config_dir(), name);
+
+	if (access(arrived, F_OK) == 0)
+		return TAKE_PTR(arrived);
+	return access(own, F_OK) == 0 ? TAKE_PTR(own) : NULL;
+}
+
+int local_definition(const char *name, VmDefinition **ret, Error **err)
+{
+	_cleanup_free_ char *path = local_definition_path(name);
+	int r;
+
+	if (path)
+		return vm_definition_load(name, path, ret, err);
+	r = error_set(err, -ENOENT, "there is no VM of this name here");
+	error_hint(err, "define it in %s/vms/%s.vm, see vmferry.vm(5)", config_dir(), name);
+	return r;
+}
+
+json_object *local_moved(const char *name)
+{
+	_cleanup_free_ char *path = state_path(name, "moved"), *text = NULL;
+	json_object *moved;
+	size_t len;
+
+	if (file_read(path, MOVED_MAX, &text, &len) < 0)
+		return NULL;
+	moved = json_parse(text, len);
+	/* A note that cannot be read still says that the VM moved. */
+	return json_object_is_type(moved, json_type_object) ? moved : json_object_new_object();
+}
+
+int local_moved_error(json_object *moved, const char *name, Error **err)
+{
+	_cleanup_free_ char *to = format_value(json_member(moved, "to")), *at = format_time(json_member(moved, "at"));
+
+	return error_set(err, -EREMOTE, "%s moved to %s%s%s", name, *to ? to : "another host", *at ? " at " : "", at);
+}
+
+/* Adds the valid names among a directory's entries, less @suffix, which they must have. */
+static void add_names(const char *dir, const char *suffix, char ***names)
+{
+	struct dirent *entry;
+	DIR *d = opendir(dir);
+
+	while (d && (entry = readdir(d))) {
+		size_t len = strlen(entry->d_name), tail = strlen(suffix);
+		_cleanup_free_ char *name = NULL;
+
+		if (len <= tail || !streq(entry->d_name + len - tail, suffix))
+			continue;
+		name = strndup(entry->d_name, len - tail);
+		if (name && vm_name_valid(name) && !strv_contains(*names, name))
+			strv_push(names, TAKE_PTR(name));
+	}
+	if (d)
+		closedir(d);
+}
+
+/* A directory is a VM's only if it holds something that says so: others may keep files there, too. */
+static bool is_vm(const char *name)
+{
+	_cleanup_free_ char *control = runtime_path(name, "control"), *moved = state_path(name, "moved");
+	_cleanup_free_ char *definition = local_definition_path(name);
+
+	return definition || access(control, F_OK) == 0 || access(moved, F_OK) == 0;
+}
+
+static int compare(const void *a, const void *b)
+{
+	return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+char **local_names(void)
+{
+	_cleanup_free_ char *vms = xasprintf("%s/vms", config_dir());
+	_cleanup_strv_ char **all = NULL;
+	char **names = NULL;
+
+	add_names(runtime_dir(), "", &all);
+	add_names(vms, ".vm", &all);
+	add_names(state_dir(), "", &all);
+	for (size_t i = 0; all && all[i]; i++)
+		if (is_vm(all[i]))
+			strv_push(&names, xstrdup(all[i]));
+	if (names)
+		qsort(names, strv_length(names), sizeof(*names), compare);
+	return names;
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* apply and flush: what changes this host's table. */
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include "basic/clock.h"
+#include "companions/conntrack.h"
+
+typedef struct Applying {
+	const Tool *tool;
+	CtApply *apply;
+	Input input;
+	uint64_t usec; /* spent installing */
+} Applying;
+
+static void applying_done(Applying *a)
+{
+	ct_apply_free(a->apply);
+	input_done(&a->input);
+}
+
+static void say(const Applying *a, const char *what, uint64_t usec)
+{
+	CtApplyStats s;
+	json_object *o;
+
+	ct_apply_stats(a->apply, &s);
+	o = json_build("event", "s", what, "received", "u", s.received, "applied", "u", s.applied, "refused", "u", s.refused,
+		       "failed", "u", s.failed, "replaced", "u", s.replaced, "first_refused", "s", s.first_refused, "usec", "u",
+		       usec, NULL);
+	tool_say(a->tool, o, "%s: %" PRIu64 " entries, %" PRIu64 " refused, %" PRIu64 " failed%s%s%s", what, s.applied, s.refused,
+		 s.failed, *s.first_refused ? " (" : "", s.first_refused, *s.first_refused ? ")" : "");
+}
+
+static int read_all(Applying *a, Error **err)
+{
+	const uint8_t *batch;
+	size_t len;
+	int r;
+
+	while ((r = input_next(&a->input, &batch, &len, err)) > 0) {
+		uint64_t start = now_usec();
+
+		r = ct_apply_delta(a->apply, batch, len, err);
+		a->usec += now_usec() - start;
+		if (r < 0)
+			return r;
+	}
+	return r;
+}
+
+static int settle(Applying *a, Error **err)
+{
+	uint64_t start;
+	int r;
+
+	(void)poll(NULL, 0, (int)tool_number(a->tool, "settle", 1000));
+	start = now_usec();
+	r = ct_apply_settle(a->apply, err);
+	if (r >= 0)
+		say(a, "settled", now_usec() - start);
+	return r;
+}
+
+static int roll_back(Applying *a)
+{
+	int n = ct_apply_rollback(a->apply);
+
+	tool_say(a->tool, json_build("event", "s", "rolled-back", "deleted", "i", (int64_t)n, NULL), "deleted %d entries again", n);
+	return n < 0 ? n : 0;
+}
+
+/* What is installed stays and is set right, unless a cut stream is to leave nothing behind. */
+static int at_end(Applying *a, int read_result, Error **err)
+{
+	bool undo = false, cut = read_result < 0 || !a->input.ended;
+	int r;
+
+	(void)json_get_bool(a->tool->options, "undo-if-cut", &undo);
+	r = cut && undo ? roll_back(a) : settle(a, err);
+	if (read_result < 0 || r < 0)
+		return read_result < 0 ? read_result : r;
+	if (!cut)
+		return 0;
+	error_set(err, -EPIPE, "the input ended without the final mark: entries may be missing or old");
+	error_hint(err, "see what ended the other end; run both again, entries that lie here are replaced");
+	return -EPIPE;
+}
+
+static int read_limit(const Tool *tool, CtApplyOptions *options, Error **err)
+{
+	const char *text;
+
+	if (json_get_string(tool->options, "max-entries", &text) && text_parse_u64(text, &options->max_entries) < 0)
+		return error_set(err, -EINVAL, "--max-entries: \"%s\" is not a number", text);
+	return 0;
+}
+
+int tool_apply(const Tool *tool, Error **err)
+{
+	_cleanup_(applying_done)
+	Applying a = {.tool = tool, .input = {.fd = STDIN_FILENO, .format = tool->format}};
+	CtApplyOptions options = {.max_entries = 1000000, .marks_mask = UINT32_MAX};
+	int r = read_limit(tool, &options, err);
+
+	if (r >= 0)
+		r = ct_apply_new(tool->select, &options, &a.apply, err);
+	if (r < 0)
+		return r;
+	r = read_all(&a, err);
+	say(&a, "applied", a.usec);
+	return at_end(&a, r, err);
+}
+
+int tool_flush(const Tool *tool, Error **err)
+{
+	_cleanup_(ct_select_freep) CtSelect *spare = NULL;
+	_cleanup_strv_ char **addresses = NULL;
+	json_object *list;
+	int r;
+
+	if (json_get_array(tool->options, "spare", &list))
+		for (size_t i = 0; i < json_object_array_length(list); i++)
+			strv_push(&addresses, xstrdup(json_object_get_string(json_object_array_get_idx(list, i))));
+	r = ct_select_new(addresses, &spare, err);
+	if (r >= 0)
+		r = ct_flush(tool->select, spare, err);
+	if (r < 0)
+		return r;
+	tool_say(tool, json_build("event", "s", "flushed", "deleted", "i", (int64_t)r, NULL), "deleted %d entries", r);
+	return 0;
+}

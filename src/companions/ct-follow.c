@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* dump and follow: entries to standard output. */
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "basic/clock.h"
+#include "companions/conntrack.h"
+
+#define DELTA_BYTES (1 << 20)
+
+typedef struct Following {
+	const Tool *tool;
+	CtFollow *follow;
+	sd_event *event;
+	uint64_t interval, resync; /* microseconds; resync 0: events tell all */
+	uint64_t resynced;
+	uint64_t records, bytes;
+	uint64_t dumps; /* as last said */
+	bool switched;	/* told to, not cut off */
+} Following;
+
+static void following_done(Following *f)
+{
+	ct_follow_free(f->follow);
+	sd_event_unref(f->event);
+}
+
+static void say(const Following *f, const char *what)
+{
+	CtFollowStats s;
+
+	ct_follow_stats(f->follow, &s);
+	tool_say(f->tool,
+		 json_build("event", "s", what, "entries", "u", s.entries, "events", "u", s.events, "overruns", "u",
+			    s.overruns, "interrupted", "u", s.interrupted, "records", "u", f->records, "bytes", "u", f->bytes, NULL),
+		 "%s: %" PRIu64 " entries, %" PRIu64 " events, %" PRIu64 " bytes written%s", what, s.entries, s.events, f->bytes,
+		 s.overruns ? ", events were lost and made up for" : "");
+}
+
+static int write_deltas(Following *f)
+{
+	const uint8_t *data;
+	size_t len, n;
+	int r = 0;
+
+	while (r >= 0 && (len = ct_follow_delta(f->follow, DELTA_BYTES, &data, &n)) > 0) {
+		r = output_write(STDOUT_FILENO, f->tool->format, data, len);
+		f->records += n;
+		f->bytes += len;
+	}
+	return r;
+}
+
+static int on_timer(sd_event_source *s, uint64_t usec, void *userdata)
+{
+	Following *f = userdata;
+	CtFollowStats stats;
+	int r = write_deltas(f);
+
+	ct_follow_stats(f->follow, &stats);
+	if (stats.dumps > f->dumps)
+		say(f, f->dumps ? "resynced" : "complete");
+	f->dumps = stats.dumps;
+	if (f->resync && usec - f->resynced >= f->resync) {
+		f->resynced = usec;
+		(void)ct_follow_resync(f->follow);
+	}
+	if (r >= 0)
+		r = sd_event_source_set_time(s, usec + f->interval);
+	if (r < 0)
+		return sd_event_exit(f->event, r);
+	return sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
+}
+
+static int switch_now(Following *f)
+{
+	f->switched = true;
+	return sd_event_exit(f->event, 0);
+}
+
+/* SIGUSR1: switch. SIGUSR2: dump again. SIGTERM, SIGINT: leave, the table is not whole. */
+static int on_signal(_unused_ sd_event_source *s, const struct signalfd_siginfo *si, void *userdata)
+{
+	Following *f = userdata;
+
+	switch (si->ssi_signo) {
+	case SIGUSR1:
+		return switch_now(f);
+	case SIGUSR2:
+		return ct_follow_resync(f->follow);
+	default:
+		return sd_event_exit(f->event, -EINTR);
+	}
+}
+
+static int on_stdin(sd_event_source *s, int fd, _unused_ uint32_t revents, void *userdata)
+{
+	char bytes[256];
+
+	if (read(fd, bytes, sizeof(bytes)) > 0)
+		return 0;
+	sd_event_source_set_enabled(s, SD_EVENT_OFF);
+	return switch_now(userdata);
+}
+
+static int watch_signals(Following *f)
+{
+	static const int signals[] = {SIGUSR1, SIGUSR2, SIGTERM, SIGINT};
+	sigset_t set;
+	int r = 0;
+
+	sigemptyset(&set);
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+		sigaddset(&set, signals[i]);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	for (size_t i = 0; r >= 0 && i < ARRAY_SIZE(signals); i++)
+		r = sd_event_add_signal(f->event, NULL, signals[i], on_signal, f);
+	return r;
+}
+
+static int begin(Following *f, Error **err)
+{
+	int r = sd_event_new(&f->event);
+
+	if (r < 0)
+		return error_set(err, r, "Cannot make an event loop: %s", strerror(-r));
+	return ct_follow_new(f->event, f->tool->select, &f->follow, err);
+}
+
+static int written(int r, Error **err)
+{
+	if (r == -EPIPE)
+		return error_set(err, r, "who reads the entries has gone");
+	return r < 0 ? error_set(err, r, "Cannot write the entries: %s", strerror(-r)) : 0;
+}
+
+static int warn_of_host(Following *f)
+{
+	CtHost host;
+
+	ct_host_read(&host);
+	f->resync = host.events == 2 ? tool_number(f->tool, "resync", 2000) * USEC_PER_MSEC : 0;
+	f->resynced = now_usec();
+	if (host.events == 0)
+		tool_say(f->tool, json_build("event", "s", "warning", "what", "s", "no-events", NULL),
+			 "warning: net.netfilter.nf_conntrack_events is 0: changes are not seen (set it to 1)");
+	return 0;
+}
+
+static int follow_loop(Following *f, Error **err)
+{
+	int r = watch_signals(f);
+
+	f->interval = tool_number(f->tool, "interval", 10) * USEC_PER_MSEC;
+	if (r >= 0)
+		r = sd_event_add_time_relative(f->event, NULL, CLOCK_MONOTONIC, f->interval, 1000, on_timer, f);
+	if (r >= 0) /* -EPERM: a file */
+		(void)sd_event_add_io(f->event, NULL, STDIN_FILENO, EPOLLIN, on_stdin, f);
+	if (r >= 0)
+		r = sd_event_loop(f->event);
+	if (r == -EINTR)
+		return error_set(err, r, "stopped before the switch: what was written is not the whole table");
+	return written(r, err);
+}
+
+/* The switch: what the kernel has queued, what is left to write, and the mark that this is all. */
+static int follow_last(Following *f, Error **err)
+{
+	uint64_t start = now_usec();
+	int r = ct_follow_drain(f->follow);
+
+	if (r >= 0)
+		r = write_deltas(f);
+	if (r >= 0)
+		r = output_end(STDOUT_FILENO, f->tool->format);
+	if (r < 0)
+		return written(r, err);
+	say(f, "last");
+	tool_say(f->tool, json_build("event", "s", "switched", "usec", "u", now_usec() - start, NULL), "switched in %" PRIu64 " us",
+		 now_usec() - start);
+	return 0;
+}
+
+int tool_follow(const Tool *tool, Error **err)
+{
+	_cleanup_(following_done) Following f = {.tool = tool};
+	int r = begin(&f, err);
+
+	if (r >= 0)
+		r = warn_of_host(&f);
+	if (r >= 0)
+		r = follow_loop(&f, err);
+	return r < 0 ? r : follow_last(&f, err);
+}
+
+int tool_dump(const Tool *tool, Error **err)
+{
+	_cleanup_(following_done) Following f = {.tool = tool};
+	CtFollowStats stats = {};
+	int r = begin(&f, err);
+
+	while (r >= 0 && !stats.complete) {
+		r = sd_event_run(f.event, UINT64_MAX);
+		ct_follow_stats(f.follow, &stats);
+	}
+	if (r >= 0)
+		r = write_deltas(&f);
+	if (r >= 0)
+		r = output_end(STDOUT_FILENO, tool->format);
+	return written(r, err);
+}

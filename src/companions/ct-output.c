@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <errno.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_conntrack.h>
+#include <unistd.h>
+
+#include "basic/fd.h"
+#include "companions/conntrack.h"
+#include "conntrack/netlink.h"
+#include "conntrack/save.h"
+
+#define BUFFER 65536
+
+static size_t write_raw(const CtRecord *record, CtWireOp op, uint8_t *to)
+{
+	struct nlmsghdr *nlh;
+
+	nlh = ct_message_begin(to, op == CT_WIRE_DELETE ? IPCTNL_MSG_CT_DELETE : IPCTNL_MSG_CT_NEW, 0, record->key.family, 0);
+	if (op == CT_WIRE_DELETE)
+		ct_build_key(nlh, &record->key);
+	else
+		ct_build_as_is(nlh, record);
+	return MNL_ALIGN(nlh->nlmsg_len);
+}
+
+int output_write(int fd, Format format, const uint8_t *batches, size_t len)
+{
+	static uint8_t buffer[BUFFER] __attribute__((aligned(8)));
+	CtWireReader reader;
+	CtRecord record;
+	size_t used = 0;
+	CtWireOp op;
+	int r = 0;
+
+	if (format == FORMAT_WIRE)
+		return fd_write_all(fd, batches, len);
+	ct_wire_read(&reader, batches, len);
+	while (r >= 0 && ct_wire_next(&reader, &op, &record) == 1) {
+		if (used + 2048 > BUFFER) {
+			r = fd_write_all(fd, buffer, used);
+			used = 0;
+		}
+		if (format == FORMAT_SAVE)
+			used += ct_save_write(&record, op, (char *)buffer + used);
+		else
+			used += write_raw(&record, op, buffer + used);
+	}
+	return r < 0 ? r : fd_write_all(fd, buffer, used);
+}
+
+int output_end(int fd, Format format)
+{
+	uint8_t batch[CT_WIRE_HEADER];
+
+	if (format != FORMAT_WIRE)
+		return 0;
+	ct_wire_end(batch);
+	return fd_write_all(fd, batch, sizeof(batch));
+}

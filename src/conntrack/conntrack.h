@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include <systemd/sd-event.h>
+
+#include "basic/error.h"
+
+/*
+ * A VM's part of the kernel's connection tracking table: followed on one host, applied on another. facts: subscribe,
+ * dump once, keep a merged table, hand out deltas; the last delta is bounded by churn, not by the number of entries.
+ */
+
+typedef struct CtAddress {
+	uint8_t family; /* AF_INET, AF_INET6 */
+	uint8_t bytes[16];
+} CtAddress;
+
+/*
+ * Whose entries: an entry is the VM's if all that is given holds: one of its four addresses (original and reply source,
+ * destination) is here, its mark is this under the mask, its zone is this. With nothing given there are none.
+ */
+typedef struct CtSelect {
+	CtAddress *addresses;
+	size_t n_addresses;
+	bool by_address, by_mark, by_zone;
+	uint32_t mark, mark_mask;
+	uint16_t zone;
+} CtSelect;
+
+/** ct_select_new() - from text addresses ("10.0.0.5", "fd00::5"). Return: 0 or negative errno with @err set */
+int ct_select_new(char *const *addresses, CtSelect **ret, Error **err);
+/** ct_select_mark() - add a mark, "VALUE" or "VALUE/MASK" as nft and iptables write it. 0, or -EINVAL with @err set */
+int ct_select_mark(CtSelect *select, const char *text, Error **err);
+/** ct_select_zone() - add a zone, 0 to 65535, of any direction. Return: 0, or -EINVAL with @err set */
+int ct_select_zone(CtSelect *select, const char *text, Error **err);
+/** ct_select_empty() - whether nothing is given */
+bool ct_select_empty(const CtSelect *select);
+void ct_select_free(CtSelect *select);
+DEFINE_CLEANUP(CtSelect *, ct_select_free)
+
+/* ---- following ---- */
+
+typedef struct CtFollow CtFollow;
+
+typedef struct CtFollowStats {
+	uint64_t entries;  /* in the table now */
+	uint64_t events;   /* merged since the start */
+	uint64_t overruns; /* ENOBUFS: dumped again and compared */
+	uint64_t dumps;	   /* merged */
+	uint64_t interrupted; /* dumps that the kernel said a change ran through (NLM_F_DUMP_INTR): done again */
+	bool complete;	   /* a dump has been merged and no event was lost since */
+} CtFollowStats;
+
+/**
+ * ct_follow_new() - subscribe and begin to dump, in the network namespace of the caller
+ * @event: loop that drives it
+ *
+ * Return: 0, or negative errno with @err set (-EPERM without CAP_NET_ADMIN, -EPROTONOSUPPORT without nf_conntrack).
+ */
+int ct_follow_new(sd_event *event, const CtSelect *select, CtFollow **ret, Error **err);
+void ct_follow_free(CtFollow *follow);
+DEFINE_CLEANUP(CtFollow *, ct_follow_free)
+
+/**
+ * ct_follow_resync() - begin to dump again, beside the events; a dump that runs already does
+ *
+ * Finds what no event tells: the end of entries that were there before anybody listened (nf_conntrack_events = 2).
+ * Walks the table of the whole host, so not at the switch. Return: 0 or negative errno.
+ */
+int ct_follow_resync(CtFollow *follow);
+
+/** ct_follow_drain() - read all events the kernel has queued, now. Return: number of them, or negative errno */
+int ct_follow_drain(CtFollow *follow);
+
+/**
+ * ct_follow_delta() - what changed since the last call, as wire records
+ * @max:  at most so many bytes (at least 4096); what does not fit comes next time
+ * @ret:  the bytes, owned by the follower, valid until the next call
+ * @ret_records: number of records in them, may be NULL
+ *
+ * Return: number of bytes, 0 when nothing changed.
+ */
+size_t ct_follow_delta(CtFollow *follow, size_t max, const uint8_t **ret, size_t *ret_records);
+
+/** ct_follow_pending() - whether ct_follow_delta() has something to say (not counting what is still in the socket) */
+bool ct_follow_pending(const CtFollow *follow);
+
+void ct_follow_stats(const CtFollow *follow, CtFollowStats *ret);
+
+/* ---- applying ---- */
+
+typedef struct CtApply CtApply;
+
+typedef struct CtApplyOptions {
+	uint64_t max_entries; /* more are refused */
+	uint32_t marks_mask;  /* bits of the mark that are taken over */
+	/* Addresses of others here, copied: no entry may translate traffic to or from them. NULL: none are known */
+	const CtSelect *foreign;
+} CtApplyOptions;
+
+/* Why an entry is not there, or not there with all it had. */
+typedef enum CtReason {
+	CT_REASON_NOT_OURS,  /* refused */
+	CT_REASON_FOREIGN,
+	CT_REASON_MALFORMED,
+	CT_REASON_LIMIT,
+	CT_REASON_TAKEN,
+	CT_REASON_FULL, /* the kernel would not */
+	CT_REASON_EXISTS,
+	CT_REASON_UNSUPPORTED,
+	CT_REASON_GONE,
+	CT_REASON_OTHER,
+	CT_REASON_HELPER, /* it is there, but without something */
+	CT_REASON_LABELS,
+	CT_REASON_MASTER,
+	_CT_REASON_MAX
+} CtReason;
+
+/** ct_reason_name() - a word for a reason ("not-ours"); @ret_text: the same for people, may be NULL */
+const char *ct_reason_name(CtReason reason, const char **ret_text);
+
+typedef struct CtApplyStats {
+	uint64_t received;	 /* records */
+	uint64_t applied;	 /* entries installed now */
+	uint64_t refused;	 /* not this VM's, over the limit, or malformed in a field */
+	uint64_t failed;	 /* the kernel would not take them */
+	uint64_t replaced;	 /* lay there already and were deleted first */
+	uint64_t reasons[_CT_REASON_MAX]; /* how many for each; sums up to refused and failed but for the last three */
+	char first_refused[160]; /* reason and tuple of the first one refused or failed, for people; "" if none */
+} CtApplyStats;
+
+/** ct_apply_new() - a sink for one VM's entries. @allowed: its addresses. Return: 0 or negative errno with @err set */
+int ct_apply_new(const CtSelect *allowed, const CtApplyOptions *options, CtApply **ret, Error **err);
+/** ct_apply_free() - entries stay as they are */
+void ct_apply_free(CtApply *apply);
+DEFINE_CLEANUP(CtApply *, ct_apply_free)
+
+/**
+ * ct_apply_delta() - check, install, update or delete what the wire records say; the kernel has answered on return
+ *
+ * New entries are made liberal (TCP) and with a timeout that outlives a long migration; ct_apply_settle() sets both
+ * right. Entries that lie there already are deleted first. Single entries that fail are counted, not errors.
+ *
+ * Return: 0; -EBADMSG with @err set when the bytes are no wire records (nothing of them is applied); or negative errno.
+ */
+int ct_apply_delta(CtApply *apply, const void *data, size_t len, Error **err);
+
+/** ct_apply_settle() - after the guest runs here: true timeouts, strict window checks again. 0 or negative errno */
+int ct_apply_settle(CtApply *apply, Error **err);
+
+/**
+ * ct_apply_settle_some() - a part of ct_apply_settle() that takes about a millisecond
+ *
+ * Return: 1 when there is more to do, 0 when all is done, or negative errno with @err set.
+ */
+int ct_apply_settle_some(CtApply *apply, Error **err);
+
+/**
+ * ct_apply_settle_begin() - the same from a loop, which stays free for others in between
+ * @done: called once, from the loop, with 0 or negative errno and the error; may free @apply
+ *
+ * ct_apply_free() ends it without a call. Return: 0 or negative errno.
+ */
+int ct_apply_settle_begin(CtApply *apply, sd_event *event, void (*done)(void *userdata, int result, const Error *err),
+			  void *userdata);
+
+/** ct_apply_rollback() - the VM did not come: delete what we installed. Return: number deleted or negative errno */
+int ct_apply_rollback(CtApply *apply);
+
+void ct_apply_stats(const CtApply *apply, CtApplyStats *ret);
+
+/* ---- the rest ---- */
+
+/**
+ * ct_flush() - delete a VM's entries after it has left
+ * @select: its addresses
+ * @spare:  entries that carry one of these as well, or that @select shares with it, stay; may be NULL
+ *
+ * Return: number deleted, or negative errno with @err set.
+ */
+int ct_flush(const CtSelect *select, const CtSelect *spare, Error **err);
+
+typedef struct CtHost {
+	bool available;	     /* nf_conntrack is there and we may use it */
+	uint64_t count, max; /* entries now and the limit: nf_conntrack_count, nf_conntrack_max */
+	int events;	     /* net.netfilter.nf_conntrack_events: 0, 1, 2; -1 unknown */
+	bool tcp_loose;	     /* net.netfilter.nf_conntrack_tcp_loose */
+} CtHost;
+
+/** ct_host_read() - what this host can do (pre-flight) */
+void ct_host_read(CtHost *ret);

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/netfilter/nfnetlink_conntrack.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "basic/fd.h"
+#include "basic/text.h"
+#include "netlink.h"
+
+#define CHUNK 65536
+#define TRIES 3
+
+/* What names an entry that is to go: the id too, so that a new one with the same tuple stays. */
+typedef struct Victim {
+	CtKey key;
+	uint32_t id;
+} Victim;
+
+typedef struct Victims {
+	Victim *items;
+	size_t n, size;
+	uint64_t deleted;
+} Victims;
+
+static void add(Victims *v, const CtRecord *record)
+{
+	if (v->n == v->size) {
+		v->size = v->size ? v->size * 2 : 256;
+		v->items = xrealloc(v->items, v->size, sizeof(Victim));
+	}
+	v->items[v->n++] = (Victim){.key = record->key, .id = record->id};
+}
+
+/* The addresses of @select that are not in @spare. */
+static CtSelect *without(const CtSelect *select, const CtSelect *spare)
+{
+	CtSelect *rest = ct_select_copy(select);
+
+	rest->n_addresses = 0;
+	for (size_t i = 0; i < select->n_addresses; i++)
+		if (!spare || !ct_select_has(spare, select->addresses[i].family, select->addresses[i].bytes))
+			rest->addresses[rest->n_addresses++] = select->addresses[i];
+	return rest;
+}
+
+/* Return: 0, 1 at the end of the dump, or negative errno. */
+static int collect_message(const struct nlmsghdr *nlh, const CtSelect *select, const CtSelect *spare, Victims *v)
+{
+	CtRecord record;
+
+	if (nlh->nlmsg_type == NLMSG_DONE)
+		return 1;
+	if (nlh->nlmsg_type == NLMSG_ERROR)
+		return mnl_nlmsg_get_payload_len(nlh) < sizeof(struct nlmsgerr)
+			       ? -EBADMSG
+			       : ((const struct nlmsgerr *)mnl_nlmsg_get_payload(nlh))->error;
+	if (ct_parse_selected(nlh, select) && ct_parse(nlh, &record) && ct_record_selected(&record, select) && !(spare && ct_record_selected(&record, spare)))
+		add(v, &record);
+	return 0;
+}
+
+/* Return: 0, -EINTR when the table changed under the dump (collected entries are right, some may lack), or an errno. */
+static int collect(int fd, const CtSelect *select, const CtSelect *spare, Victims *v)
+{
+	_cleanup_free_ uint8_t *chunk = xcalloc(1, CHUNK);
+	struct nlmsghdr *nlh = ct_message_begin(chunk, IPCTNL_MSG_CT_GET, NLM_F_DUMP, AF_UNSPEC, 0);
+	bool interrupted = false;
+
+	if (send(fd, nlh, nlh->nlmsg_len, 0) < 0)
+		return -errno;
+	for (;;) {
+		ssize_t n = recv(fd, chunk, CHUNK, 0);
+		int left = (int)n, r;
+
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		for (nlh = (struct nlmsghdr *)chunk; n > 0 && mnl_nlmsg_ok(nlh, left);
+		     nlh = mnl_nlmsg_next(nlh, &left)) {
+			interrupted |= nlh->nlmsg_flags & NLM_F_DUMP_INTR;
+			r = collect_message(nlh, select, spare, v);
+			if (r != 0)
+				return r < 0 ? r : interrupted ? -EINTR : 0;
+		}
+	}
+}
+
+static void on_done(void *userdata, uint64_t tag, int error)
+{
+	Victims *v = userdata;
+
+	(void)tag;
+	v->deleted += !error;
+}
+
+static int delete_all(int fd, Victims *v)
+{
+	_cleanup_free_ CtBatch *batch = xcalloc(1, sizeof(*batch));
+	int r = 0;
+
+	*batch = (CtBatch){.fd = fd, .done = on_done, .userdata = v, .first_seq = 1};
+	for (size_t i = 0; r >= 0 && i < v->n; i++) {
+		struct nlmsghdr *nlh;
+
+		if (ct_batch_full(batch, 1))
+			r = ct_batch_flush(batch);
+		nlh = ct_batch_add(batch, IPCTNL_MSG_CT_DELETE, 0, v->items[i].key.family, i);
+		ct_build_key(nlh, &v->items[i].key);
+		mnl_attr_put_u32(nlh, CTA_ID, htonl(v->items[i].id));
+	}
+	return r < 0 ? r : ct_batch_flush(batch);
+}
+
+int ct_flush(const CtSelect *select, const CtSelect *spare, Error **err)
+{
+	_cleanup_(ct_select_freep)
+	CtSelect *rest = without(select, spare);
+	Victims v = {};
+	_cleanup_fd_ int fd = ct_socket_open(err);
+	int r = -EINTR;
+
+	if (fd < 0)
+		return fd;
+	for (int i = 0; r == -EINTR && i < TRIES; i++) {
+		v.n = 0;
+		r = collect(fd, rest, spare, &v);
+	}
+	if (r >= 0 || r == -EINTR)
+		r = delete_all(fd, &v);
+	free(v.items);
+	return r < 0 ? error_set(err, r, "Cannot delete connections: %s", strerror(-r)) : (int)v.deleted;
+}

@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "table.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "basic/text.h"
+
+#define SLAB 4096
+#define BUCKETS_MIN 1024
+
+static_assert(sizeof(CtKey) == 44, "hashed as 11 words, no padding");
+static_assert(sizeof(CtEntry) <= 160, "memory per followed connection");
+
+static inline uint64_t rotl(uint64_t x, int n)
+{
+	return x << n | x >> (64 - n);
+}
+
+static inline void sip_round(uint64_t v[4])
+{
+	v[0] += v[1];
+	v[1] = rotl(v[1], 13) ^ v[0];
+	v[0] = rotl(v[0], 32);
+	v[2] += v[3];
+	v[3] = rotl(v[3], 16) ^ v[2];
+	v[0] += v[3];
+	v[3] = rotl(v[3], 21) ^ v[0];
+	v[2] += v[1];
+	v[1] = rotl(v[1], 17) ^ v[2];
+	v[2] = rotl(v[2], 32);
+}
+
+/* SipHash-1-3 with a random key: guests and peers choose the tuples, and must not choose the buckets. */
+static uint32_t bucket_of(const CtTable *table, const CtKey *key)
+{
+	uint64_t v[4] = {table->seed[0] ^ 0x736f6d6570736575, table->seed[1] ^ 0x646f72616e646f6d,
+			 table->seed[0] ^ 0x6c7967656e657261, table->seed[1] ^ 0x7465646279746573};
+	uint64_t words[6] = {};
+
+	memcpy(words, key, sizeof(*key));
+	words[5] |= (uint64_t)sizeof(*key) << 56;
+	for (size_t i = 0; i < ARRAY_SIZE(words); i++) {
+		v[3] ^= words[i];
+		sip_round(v);
+		v[0] ^= words[i];
+	}
+	v[2] ^= 0xff;
+	for (int i = 0; i < 3; i++)
+		sip_round(v);
+	return (uint32_t)(v[0] ^ v[1] ^ v[2] ^ v[3]) & (table->n_buckets - 1);
+}
+
+static void buckets_new(CtTable *table, uint32_t n)
+{
+	table->buckets = xrealloc(table->buckets, n, sizeof(uint32_t));
+	memset(table->buckets, 0xff, n * sizeof(uint32_t));
+	table->n_buckets = n;
+}
+
+void ct_table_init(CtTable *table)
+{
+	*table = (CtTable){.free = CT_NONE, .dirty_first = CT_NONE, .dirty_last = CT_NONE};
+	if (getrandom(table->seed, sizeof(table->seed), 0) != sizeof(table->seed))
+		abort();
+	buckets_new(table, BUCKETS_MIN);
+}
+
+void ct_table_clear(CtTable *table)
+{
+	for (uint32_t i = 0; i < table->used; i++)
+		free(ct_table_at(table, i)->record.extra);
+	for (size_t i = 0; i < table->n_slabs; i++)
+		free(table->slabs[i]);
+	free(table->slabs);
+	free(table->buckets);
+	*table = (CtTable){};
+}
+
+static void link_bucket(CtTable *table, uint32_t i)
+{
+	CtEntry *e = ct_table_at(table, i);
+	uint32_t b = bucket_of(table, &e->record.key);
+
+	e->next = table->buckets[b];
+	table->buckets[b] = i;
+}
+
+static void grow_buckets(CtTable *table)
+{
+	buckets_new(table, table->n_buckets * 2);
+	for (uint32_t i = 0; i < table->used; i++)
+		if (ct_table_in_use(table, i))
+			link_bucket(table, i);
+}
+
+uint32_t ct_table_find(const CtTable *table, const CtKey *key)
+{
+	uint32_t i = table->buckets[bucket_of(table, key)];
+
+	while (i != CT_NONE && memcmp(&ct_table_at(table, i)->record.key, key, sizeof(*key)) != 0)
+		i = ct_table_at(table, i)->next;
+	return i;
+}
+
+static uint32_t take_index(CtTable *table)
+{
+	uint32_t i = table->free;
+
+	if (i != CT_NONE) {
+		table->free = ct_table_at(table, i)->next;
+		return i;
+	}
+	if (table->used == table->n_slabs * SLAB) {
+		table->slabs = xrealloc(table->slabs, table->n_slabs + 1, sizeof(*table->slabs));
+		table->slabs[table->n_slabs++] = xcalloc(SLAB, sizeof(CtEntry));
+	}
+	return table->used++;
+}
+
+uint32_t ct_table_insert(CtTable *table, const CtKey *key)
+{
+	uint32_t i;
+
+	if (table->live + table->gone >= table->n_buckets)
+		grow_buckets(table);
+	i = take_index(table);
+	*ct_table_at(table, i) = (CtEntry){.record.key = *key};
+	link_bucket(table, i);
+	table->live++;
+	return i;
+}
+
+static void dirty_add(CtTable *table, uint32_t i)
+{
+	CtEntry *e = ct_table_at(table, i);
+
+	if (e->flags & CT_ENTRY_DIRTY)
+		return;
+	e->flags |= CT_ENTRY_DIRTY;
+	e->dirty_prev = table->dirty_last;
+	e->dirty_next = CT_NONE;
+	if (table->dirty_last == CT_NONE)
+		table->dirty_first = i;
+	else
+		ct_table_at(table, table->dirty_last)->dirty_next = i;
+	table->dirty_last = i;
+	table->n_dirty++;
+}
+
+static void dirty_remove(CtTable *table, uint32_t i)
+{
+	CtEntry *e = ct_table_at(table, i);
+
+	if (!(e->flags & CT_ENTRY_DIRTY))
+		return;
+	e->flags &= ~CT_ENTRY_DIRTY;
+	if (e->dirty_prev == CT_NONE)
+		table->dirty_first = e->dirty_next;
+	else
+		ct_table_at(table, e->dirty_prev)->dirty_next = e->dirty_next;
+	if (e->dirty_next == CT_NONE)
+		table->dirty_last = e->dirty_prev;
+	else
+		ct_table_at(table, e->dirty_next)->dirty_prev = e->dirty_prev;
+	table->n_dirty--;
+}
+
+void ct_table_remove(CtTable *table, uint32_t i)
+{
+	CtEntry *e = ct_table_at(table, i);
+	uint32_t *link = &table->buckets[bucket_of(table, &e->record.key)];
+
+	dirty_remove(table, i);
+	if (e->flags & CT_ENTRY_GONE)
+		table->gone--;
+	else
+		table->live--;
+	while (*link != i)
+		link = &ct_table_at(table, *link)->next;
+	*link = e->next;
+	ct_record_clear(&e->record);
+	*e = (CtEntry){.next = table->free};
+	table->free = i;
+}
+
+/* Forget a deleted entry once nobody needs to know of it any more. */
+static void forget(CtTable *table, uint32_t i)
+{
+	CtEntry *e = ct_table_at(table, i);
+
+	if ((e->flags & CT_ENTRY_GONE) && !(e->flags & CT_ENTRY_DIRTY) && !table->dumping)
+		ct_table_remove(table, i);
+}
+
+static void bury(CtTable *table, uint32_t i)
+{
+	CtEntry *e = ct_table_at(table, i);
+
+	e->flags |= CT_ENTRY_GONE;
+	table->live--;
+	table->gone++;
+	if (e->flags & CT_ENTRY_SENT)
+		dirty_add(table, i);
+	else
+		dirty_remove(table, i);
+	forget(table, i);
+}
+
+/* Another connection takes the place of the one that was here, which may be gone already. */
+static void renew(CtTable *table, uint32_t i)
+{
+	CtEntry *e = ct_table_at(table, i);
+
+	if (e->flags & CT_ENTRY_GONE) {
+		e->flags &= ~CT_ENTRY_GONE;
+		table->live++;
+		table->gone--;
+	}
+	if (e->flags & CT_ENTRY_SENT)
+		e->flags |= CT_ENTRY_RENEWED;
+	dirty_remove(table, i);
+	e->record = (CtRecord){.key = e->record.key, .extra = e->record.extra};
+}
+
+static bool same_id(const CtRecord *a, const CtRecord *b)
+{
+	return !(a->has & b->has & CT_HAS_ID) || a->id == b->id;
+}
+
+static void changed(CtTable *table, uint32_t i)
+{
+	if (ct_record_complete(&ct_table_at(table, i)->record))
+		dirty_add(table, i);
+}
+
+void ct_table_event(CtTable *table, const CtRecord *record, bool is_new)
+{
+	uint32_t i = ct_table_find(table, &record->key);
+	CtEntry *e;
+
+	if (i == CT_NONE) {
+		i = ct_table_insert(table, &record->key);
+		e = ct_table_at(table, i);
+	} else {
+		e = ct_table_at(table, i);
+		if ((e->flags & CT_ENTRY_GONE) && !is_new && same_id(&e->record, record))
+			return; /* an update that overtook the end of its connection */
+		if ((e->flags & CT_ENTRY_GONE) || !same_id(&e->record, record))
+			renew(table, i);
+	}
+	ct_record_merge(&e->record, record);
+	e->seen = e->spoken = table->dump;
+	changed(table, i);
+}
+
+void ct_table_destroyed(CtTable *table, const CtRecord *record)
+{
+	uint32_t i = ct_table_find(table, &record->key);
+	CtEntry *e;
+
+	if (i == CT_NONE) {
+		if (!table->dumping)
+			return;
+		/* The running dump may still show it. */
+		i = ct_table_insert(table, &record->key);
+		ct_record_assign(&ct_table_at(table, i)->record, record);
+	}
+	e = ct_table_at(table, i);
+	/* A late word of an earlier connection: the kernel repeats a destroy event it could not deliver. */
+	if ((e->flags & CT_ENTRY_GONE) || !same_id(&e->record, record))
+		return;
+	e->seen = e->spoken = table->dump;
+	bury(table, i);
+}
+
+void ct_table_dump_begin(CtTable *table)
+{
+	table->dump++;
+	table->dumping = true;
+}
+
+/* Events are complete from the dump's beginning on: of what they spoke of, the dump can only fill gaps. */
+static void dump_under_event(CtTable *table, uint32_t i, const CtRecord *record)
+{
+	CtEntry *e = ct_table_at(table, i);
+
+	if ((e->flags & CT_ENTRY_GONE) || !same_id(&e->record, record) || !(record->has & ~e->record.has))
+		return;
+	ct_record_fill(&e->record, record);
+	changed(table, i);
+}
+
+void ct_table_answer(CtTable *table, const CtRecord *record)
+{
+	uint32_t i = ct_table_find(table, &record->key);
+
+	if (i != CT_NONE)
+		dump_under_event(table, i, record);
+}
+
+/* What a receiver would do differently: a timeout that ran on is no change. */
+static bool differs(const CtRecord *a, const CtRecord *b)
+{
+	return a->has != b->has || a->status != b->status || a->mark != b->mark ||
+	       memcmp(&a->reply, &b->reply, sizeof(a->reply)) != 0 || memcmp(&a->tcp, &b->tcp, sizeof(a->tcp)) != 0 ||
+	       !ct_record_same_extra(a, b, CT_HAS_EXTRA);
+}
+
+void ct_table_dump_record(CtTable *table, const CtRecord *record)
+{
+	uint32_t i = ct_table_find(table, &record->key);
+	CtEntry *e;
+	bool change;
+
+	if (i == CT_NONE) {
+		i = ct_table_insert(table, &record->key);
+	} else if (ct_table_at(table, i)->spoken == table->dump) {
+		dump_under_event(table, i, record);
+		return;
+	}
+	e = ct_table_at(table, i);
+	change = (e->flags & CT_ENTRY_GONE) || !same_id(&e->record, record) || differs(&e->record, record);
+	if ((e->flags & CT_ENTRY_GONE) || !same_id(&e->record, record))
+		renew(table, i);
+	ct_record_assign(&e->record, record);
+	e->seen = table->dump;
+	if (change)
+		changed(table, i);
+}
+
+void ct_table_dump_end(CtTable *table, bool complete)
+{
+	table->dumping = false;
+	if (table->dump == 1 && !table->gone)
+		return; /* the first: all there is was seen by it or spoken of meanwhile */
+	for (uint32_t i = 0; i < table->used; i++) {
+		CtEntry *e = ct_table_at(table, i);
+
+		if (!ct_table_in_use(table, i))
+			continue;
+		if (e->flags & CT_ENTRY_GONE)
+			forget(table, i);
+		else if (complete && e->seen != table->dump)
+			bury(table, i);
+	}
+}
+
+void ct_table_handed_out(CtTable *table, uint32_t i)
+{
+	CtEntry *e = ct_table_at(table, i);
+
+	dirty_remove(table, i);
+	e->flags &= ~(CT_ENTRY_RENEWED | CT_ENTRY_SENT);
+	if (!(e->flags & CT_ENTRY_GONE))
+		e->flags |= CT_ENTRY_SENT;
+	forget(table, i);
+}

@@ -1,0 +1,585 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "wire.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <linux/netfilter/nf_conntrack_sctp.h>
+#include <linux/netfilter/nf_conntrack_tcp.h>
+#include <string.h>
+
+#define MAGIC 0x56464354 /* "VFCT" */
+#define VERSION 1
+#define DCCP_STATE_MAX 9 /* CT_DCCP_INVALID of kernels that know the protocol */
+#define FLAG_END 0x01 /* byte 5 of the header */
+
+/* Byte 0 of a record. */
+#define KIND_OP 0x03
+#define KIND_IPV6 0x04
+#define KIND_REPLY 0x08
+#define KIND_ATTRIBUTES 0x10
+#define KIND_EXPECT 0x20
+#define KIND_UNUSED 0xc0
+
+/* Attributes; who does not know one with this bit refuses the record, else skips the attribute. */
+#define ATTR_MANDATORY 0x80
+#define ATTR_MARK 0x01
+#define ATTR_ZONE (0x02 | ATTR_MANDATORY)
+#define ATTR_LABELS 0x03
+#define ATTR_HELPER 0x04
+#define ATTR_MASTER 0x05
+#define ATTR_SEQADJ (0x06 | ATTR_MANDATORY)
+#define ATTR_SEQADJ_REPLY (0x07 | ATTR_MANDATORY)
+#define ATTR_SCTP (0x08 | ATTR_MANDATORY)
+#define ATTR_DCCP (0x09 | ATTR_MANDATORY)
+#define ATTR_EXPECT (0x0a | ATTR_MANDATORY)
+
+static uint8_t *put_u16(uint8_t *p, uint16_t v)
+{
+	v = htobe16(v);
+	return mempcpy(p, &v, 2);
+}
+
+static uint8_t *put_u32(uint8_t *p, uint32_t v)
+{
+	v = htobe32(v);
+	return mempcpy(p, &v, 4);
+}
+
+static uint8_t *put_tuple(uint8_t *p, const CtTuple *tuple, size_t len)
+{
+	p = mempcpy(p, tuple->src, len);
+	p = mempcpy(p, tuple->dst, len);
+	p = mempcpy(p, &tuple->a, 2);
+	return mempcpy(p, &tuple->b, 2);
+}
+
+/* Begins an attribute; attribute_end() fills in its length. */
+static uint8_t *attribute(uint8_t *p, uint8_t type)
+{
+	*p++ = type;
+	return p + 1;
+}
+
+static void attribute_end(uint8_t *value, const uint8_t *end)
+{
+	value[-1] = (uint8_t)(end - value);
+}
+
+typedef uint8_t *(*PutValue)(uint8_t *p, const CtRecord *record, size_t len);
+
+static uint8_t *put_labels(uint8_t *p, const CtRecord *r, _unused_ size_t len)
+{
+	return mempcpy(p, r->extra->labels, CT_LABELS);
+}
+
+static uint8_t *put_helper(uint8_t *p, const CtRecord *r, _unused_ size_t len)
+{
+	return mempcpy(p, r->extra->helper, strnlen(r->extra->helper, CT_NAME));
+}
+
+static uint8_t *put_master(uint8_t *p, const CtRecord *r, size_t len)
+{
+	*p++ = r->extra->master.protocol;
+	return put_tuple(p, &r->extra->master.orig, len);
+}
+
+static uint8_t *put_adjustment(uint8_t *p, const CtSeqadj *adj)
+{
+	p = put_u32(p, adj->position);
+	p = put_u32(p, adj->before);
+	return put_u32(p, adj->after);
+}
+
+static uint8_t *put_seqadj(uint8_t *p, const CtRecord *r, _unused_ size_t len)
+{
+	return put_adjustment(p, &r->extra->seqadj[0]);
+}
+
+static uint8_t *put_seqadj_reply(uint8_t *p, const CtRecord *r, _unused_ size_t len)
+{
+	return put_adjustment(p, &r->extra->seqadj[1]);
+}
+
+static uint8_t *put_sctp(uint8_t *p, const CtRecord *r, _unused_ size_t len)
+{
+	*p++ = r->extra->sctp.state;
+	return mempcpy(p, r->extra->sctp.vtag, 8);
+}
+
+static uint8_t *put_dccp(uint8_t *p, const CtRecord *r, _unused_ size_t len)
+{
+	uint64_t seq = htobe64(r->extra->dccp.handshake);
+
+	*p++ = r->extra->dccp.state;
+	*p++ = r->extra->dccp.role;
+	return mempcpy(p, &seq, 8);
+}
+
+static uint8_t *put_expect(uint8_t *p, const CtRecord *r, size_t len)
+{
+	const CtExpect *e = &r->extra->expect;
+
+	p = put_tuple(p, &e->mask, len);
+	p = put_u32(p, e->flags);
+	p = put_u32(p, e->class);
+	*p++ = (uint8_t)(e->has_nat ? 1 + e->nat_dir : 0);
+	if (e->has_nat)
+		p = put_tuple(p, &e->nat, len);
+	return mempcpy(p, e->function, strnlen(e->function, CT_NAME));
+}
+
+static const struct {
+	unsigned has;
+	uint8_t type;
+	PutValue put;
+} extras[] = {
+	{CT_HAS_LABELS, ATTR_LABELS, put_labels},
+	{CT_HAS_HELPER, ATTR_HELPER, put_helper},
+	{CT_HAS_MASTER, ATTR_MASTER, put_master},
+	{CT_HAS_SEQADJ, ATTR_SEQADJ, put_seqadj},
+	{CT_HAS_SEQADJ_REPLY, ATTR_SEQADJ_REPLY, put_seqadj_reply},
+	{CT_HAS_SCTP, ATTR_SCTP, put_sctp},
+	{CT_HAS_DCCP, ATTR_DCCP, put_dccp},
+	{CT_HAS_EXPECT, ATTR_EXPECT, put_expect},
+};
+
+static uint8_t *put_attributes(uint8_t *p, const CtRecord *record, bool mark, unsigned has)
+{
+	uint8_t *length = p, *value;
+
+	p += 2;
+	if (mark) {
+		value = attribute(p, ATTR_MARK);
+		attribute_end(value, p = put_u32(value, record->mark));
+	}
+	if (record->key.zone) {
+		value = attribute(p, ATTR_ZONE);
+		p = put_u16(value, record->key.zone);
+		*p++ = record->key.zone_dir;
+		attribute_end(value, p);
+	}
+	for (size_t i = 0; has && i < ARRAY_SIZE(extras); i++)
+		if (has & extras[i].has) {
+			value = attribute(p, extras[i].type);
+			p = extras[i].put(value, record, ct_address_length(record->key.family));
+			attribute_end(value, p);
+		}
+	put_u16(length, (uint16_t)(p - length - 2));
+	return p;
+}
+
+size_t ct_wire_record(uint8_t *to, CtWireOp op, const CtRecord *record)
+{
+	const CtKey *key = &record->key;
+	size_t len = ct_address_length(key->family);
+	bool put = op != CT_WIRE_DELETE, mark = put && (record->has & CT_HAS_MARK) && record->mark;
+	uint8_t kind = (uint8_t)(op | (key->expect ? KIND_EXPECT : 0)), *p = to + 2;
+	unsigned has = put && record->extra ? record->has & CT_HAS_EXTRA : 0;
+	CtTuple inverse;
+
+	if (key->family == AF_INET6)
+		kind |= KIND_IPV6;
+	if (mark || key->zone || has)
+		kind |= KIND_ATTRIBUTES;
+	if (put && !key->expect && (!ct_tuple_invert(&key->orig, key->protocol, &inverse) ||
+		    memcmp(&inverse, &record->reply, sizeof(inverse)) != 0))
+		kind |= KIND_REPLY;
+	to[0] = kind;
+	to[1] = key->protocol;
+	p = put_tuple(p, &key->orig, len);
+	if (kind & KIND_REPLY)
+		p = put_tuple(p, &record->reply, len);
+	if (put) {
+		p = put_u16(p, (uint16_t)record->status);
+		p = put_u32(p, record->timeout);
+	}
+	if (put && key->protocol == IPPROTO_TCP && !key->expect) {
+		*p++ = record->tcp.state;
+		*p++ = (uint8_t)(record->tcp.wscale[0] << 4 | record->tcp.wscale[1]);
+		*p++ = record->tcp.flags[0];
+		*p++ = record->tcp.flags[1];
+	}
+	if (kind & KIND_ATTRIBUTES)
+		p = put_attributes(p, record, mark, has);
+	return (size_t)(p - to);
+}
+
+static void put_header(uint8_t *batch, size_t len, uint32_t count, uint32_t flags)
+{
+	uint8_t *p = put_u32(batch, MAGIC);
+
+	p = put_u32(p, VERSION << 24 | flags << 16);
+	p = put_u32(p, count);
+	p = put_u32(p, (uint32_t)(len - CT_WIRE_HEADER));
+	put_u32(p, ct_crc32(ct_crc32(0, batch, CT_WIRE_HEADER - 4), batch + CT_WIRE_HEADER, len - CT_WIRE_HEADER));
+}
+
+void ct_wire_header(uint8_t *batch, size_t len, uint32_t count)
+{
+	put_header(batch, len, count, 0);
+}
+
+void ct_wire_end(uint8_t *batch)
+{
+	put_header(batch, CT_WIRE_HEADER, 0, FLAG_END);
+}
+
+void ct_wire_read(CtWireReader *reader, const void *data, size_t len)
+{
+	*reader = (CtWireReader){.p = data, .end = (const uint8_t *)data + len, .batch_end = data, .why = ""};
+}
+
+static int bad(CtWireReader *reader, const char *why)
+{
+	reader->why = why;
+	return -EBADMSG;
+}
+
+static uint16_t get_u16(const uint8_t *p)
+{
+	return (uint16_t)(p[0] << 8 | p[1]);
+}
+
+static uint32_t get_u32(const uint8_t *p)
+{
+	return (uint32_t)get_u16(p) << 16 | get_u16(p + 2);
+}
+
+size_t ct_wire_length(const uint8_t *header)
+{
+	return get_u32(header) == MAGIC ? CT_WIRE_HEADER + (size_t)get_u32(header + 12) : 0;
+}
+
+static int read_header(CtWireReader *reader)
+{
+	const uint8_t *h = reader->p;
+	size_t have = (size_t)(reader->end - h);
+	uint32_t len;
+
+	if (have < CT_WIRE_HEADER)
+		return bad(reader, "truncated header");
+	if (get_u32(h) != MAGIC)
+		return bad(reader, "not connection records");
+	if ((get_u32(h + 4) & ~(FLAG_END << 16)) != VERSION << 24)
+		return bad(reader, "unknown version of the format");
+	len = get_u32(h + 12);
+	if (len > have - CT_WIRE_HEADER)
+		return bad(reader, "truncated batch");
+	if (ct_crc32(ct_crc32(0, h, CT_WIRE_HEADER - 4), h + CT_WIRE_HEADER, len) != get_u32(h + 16))
+		return bad(reader, "checksum does not match");
+	reader->ended |= h[5] & FLAG_END;
+	reader->left = get_u32(h + 8);
+	reader->p = h + CT_WIRE_HEADER;
+	reader->batch_end = reader->p + len;
+	return 0;
+}
+
+/* The next @n bytes of the batch, or NULL. */
+static const uint8_t *take(CtWireReader *reader, size_t n)
+{
+	const uint8_t *p = reader->p;
+
+	if ((size_t)(reader->batch_end - p) < n)
+		return NULL;
+	reader->p += n;
+	return p;
+}
+
+static void split_tuple(const uint8_t *p, size_t len, CtTuple *ret)
+{
+	memcpy(ret->src, p, len);
+	memcpy(ret->dst, p + len, len);
+	memcpy(&ret->a, p + 2 * len, 2);
+	memcpy(&ret->b, p + 2 * len + 2, 2);
+}
+
+static bool get_tuple(CtWireReader *reader, size_t len, CtTuple *ret)
+{
+	const uint8_t *p = take(reader, 2 * len + 4);
+
+	if (!p)
+		return false;
+	split_tuple(p, len, ret);
+	return true;
+}
+
+typedef bool (*GetValue)(const uint8_t *p, size_t len, CtRecord *record);
+
+static size_t tuple_length(const CtRecord *record)
+{
+	return 2 * ct_address_length(record->key.family) + 4;
+}
+
+/* A name is what goes to the kernel and to people: no byte but printable ASCII. */
+static bool get_name(const uint8_t *p, size_t len, char ret[CT_NAME])
+{
+	if (len >= CT_NAME)
+		return false;
+	for (size_t i = 0; i < len; i++)
+		if (p[i] <= ' ' || p[i] > '~')
+			return false;
+	memcpy(ret, p, len);
+	return true;
+}
+
+static bool get_mark(const uint8_t *p, size_t len, CtRecord *record)
+{
+	if (len != 4)
+		return false;
+	record->mark = get_u32(p);
+	return true;
+}
+
+static bool get_labels(const uint8_t *p, size_t len, CtRecord *record)
+{
+	if (len != CT_LABELS)
+		return false;
+	memcpy(record->extra->labels, p, CT_LABELS);
+	return true;
+}
+
+static bool get_helper(const uint8_t *p, size_t len, CtRecord *record)
+{
+	return len && get_name(p, len, record->extra->helper);
+}
+
+static bool get_master(const uint8_t *p, size_t len, CtRecord *record)
+{
+	if (len != 1 + tuple_length(record))
+		return false;
+	record->extra->master.protocol = p[0];
+	split_tuple(p + 1, ct_address_length(record->key.family), &record->extra->master.orig);
+	return true;
+}
+
+static bool get_adjustment(const uint8_t *p, size_t len, CtSeqadj *ret)
+{
+	if (len != 12)
+		return false;
+	*ret = (CtSeqadj){.position = get_u32(p), .before = get_u32(p + 4), .after = get_u32(p + 8)};
+	return true;
+}
+
+static bool get_seqadj(const uint8_t *p, size_t len, CtRecord *record)
+{
+	return get_adjustment(p, len, &record->extra->seqadj[0]);
+}
+
+static bool get_seqadj_reply(const uint8_t *p, size_t len, CtRecord *record)
+{
+	return get_adjustment(p, len, &record->extra->seqadj[1]);
+}
+
+static bool get_sctp(const uint8_t *p, size_t len, CtRecord *record)
+{
+	if (len != 9)
+		return false;
+	record->extra->sctp.state = p[0];
+	memcpy(record->extra->sctp.vtag, p + 1, 8);
+	return true;
+}
+
+static bool get_dccp(const uint8_t *p, size_t len, CtRecord *record)
+{
+	if (len != 10)
+		return false;
+	record->extra->dccp = (CtDccp){
+		.handshake = (uint64_t)get_u32(p + 2) << 32 | get_u32(p + 6), .state = p[0], .role = p[1]};
+	return true;
+}
+
+static bool get_expect(const uint8_t *p, size_t len, CtRecord *record)
+{
+	size_t n = tuple_length(record), address = ct_address_length(record->key.family), used = n + 9;
+	CtExpect *e = &record->extra->expect;
+
+	if (len < used || p[n + 8] > 2)
+		return false;
+	split_tuple(p, address, &e->mask);
+	e->flags = get_u32(p + n);
+	e->class = get_u32(p + n + 4);
+	e->has_nat = p[n + 8] > 0;
+	e->nat_dir = p[n + 8] == 2;
+	if (e->has_nat) {
+		if (len < used + n)
+			return false;
+		split_tuple(p + used, address, &e->nat);
+		used += n;
+	}
+	return get_name(p + used, len - used, e->function);
+}
+
+static const struct {
+	uint8_t type;
+	unsigned has;
+	GetValue get;
+	const char *why;
+} attributes[] = {
+	{ATTR_MARK, CT_HAS_MARK, get_mark, "mark of a wrong length"},
+	{ATTR_LABELS, CT_HAS_LABELS, get_labels, "labels of a wrong length"},
+	{ATTR_HELPER, CT_HAS_HELPER, get_helper, "not a helper's name"},
+	{ATTR_MASTER, CT_HAS_MASTER, get_master, "master of a wrong length"},
+	{ATTR_SEQADJ, CT_HAS_SEQADJ, get_seqadj, "sequence adjustment of a wrong length"},
+	{ATTR_SEQADJ_REPLY, CT_HAS_SEQADJ_REPLY, get_seqadj_reply, "sequence adjustment of a wrong length"},
+	{ATTR_SCTP, CT_HAS_SCTP, get_sctp, "SCTP state of a wrong length"},
+	{ATTR_DCCP, CT_HAS_DCCP, get_dccp, "DCCP state of a wrong length"},
+	{ATTR_EXPECT, CT_HAS_EXPECT, get_expect, "not an expectation"},
+};
+
+static int get_zone(CtWireReader *reader, const uint8_t *p, size_t len, CtRecord *record)
+{
+	if (len != 3)
+		return bad(reader, "zone of a wrong length");
+	record->key.zone = get_u16(p);
+	record->key.zone_dir = p[2];
+	if (!record->key.zone || record->key.zone_dir > CT_ZONE_MAX)
+		reader->why = "zone out of range";
+	return 0;
+}
+
+static int get_attribute(CtWireReader *reader, uint8_t type, const uint8_t *p, size_t len, CtRecord *record)
+{
+	if (type == ATTR_ZONE)
+		return get_zone(reader, p, len, record);
+	for (size_t i = 0; i < ARRAY_SIZE(attributes); i++)
+		if (attributes[i].type == type) {
+			if (!attributes[i].get(p, len, record))
+				return bad(reader, attributes[i].why);
+			record->has |= attributes[i].has;
+			return 0;
+		}
+	if (type & ATTR_MANDATORY)
+		reader->why = "needs a feature that is not known here";
+	return 0;
+}
+
+static int get_attributes(CtWireReader *reader, CtRecord *record)
+{
+	const uint8_t *p = take(reader, 2), *end;
+
+	if (!p || !take(reader, get_u16(p)))
+		return bad(reader, "truncated attributes");
+	end = reader->p;
+	for (p += 2; p < end; p += 2 + p[1]) {
+		if (end - p < 2 || end - p < 2 + p[1])
+			return bad(reader, "truncated attribute");
+		if (get_attribute(reader, p[0], p + 2, p[1], record) < 0)
+			return -EBADMSG;
+	}
+	return 0;
+}
+
+static int get_state(CtWireReader *reader, CtRecord *record)
+{
+	const uint8_t *p = take(reader, 6);
+
+	if (!p)
+		return bad(reader, "truncated record");
+	record->status = get_u16(p);
+	record->timeout = get_u32(p + 2);
+	if (record->timeout > CT_WIRE_TIMEOUT_MAX)
+		record->timeout = CT_WIRE_TIMEOUT_MAX;
+	record->has |= CT_HAS_REPLY | CT_HAS_STATUS | CT_HAS_TIMEOUT;
+	if (record->key.protocol != IPPROTO_TCP || record->key.expect)
+		return 0;
+	p = take(reader, 4);
+	if (!p)
+		return bad(reader, "truncated record");
+	record->tcp = (CtTcp){.state = p[0], .wscale = {p[1] >> 4, p[1] & 15}, .flags = {p[2], p[3]}};
+	record->has |= CT_HAS_TCP;
+	return 0;
+}
+
+/* What makes a well-formed record unacceptable, or NULL. */
+static const char *refusal(CtWireOp op, const CtRecord *record)
+{
+	const CtKey *key = &record->key;
+	CtTuple inverse;
+
+	if (key->protocol == IPPROTO_ICMP ? key->family != AF_INET
+					  : key->protocol == IPPROTO_ICMPV6 && key->family != AF_INET6)
+		return "protocol of the other address family";
+	if (key->expect)
+		return op == CT_WIRE_DELETE || ct_record_complete(record) ? NULL : "an expectation that lacks something";
+	if (record->has & CT_HAS_EXPECT)
+		return "an expectation that is none";
+	if ((record->has & CT_HAS_SCTP) && (record->extra->sctp.state >= SCTP_CONNTRACK_MAX || key->protocol != IPPROTO_SCTP))
+		return "unknown SCTP state";
+	if ((record->has & CT_HAS_DCCP) && (record->extra->dccp.state > DCCP_STATE_MAX || record->extra->dccp.role > 1 || key->protocol != IPPROTO_DCCP))
+		return "unknown DCCP state";
+	if (!ct_tuple_invert(&key->orig, key->protocol, &inverse))
+		return "ICMP type without an answer";
+	if (!(record->has & CT_HAS_TCP))
+		return NULL;
+	if (record->tcp.state == TCP_CONNTRACK_NONE || record->tcp.state >= TCP_CONNTRACK_MAX)
+		return "unknown TCP state";
+	if (record->tcp.wscale[0] > CT_WSCALE_MAX || record->tcp.wscale[1] > CT_WSCALE_MAX)
+		return "window scale out of range";
+	return NULL;
+}
+
+static int get_record(CtWireReader *reader, CtWireOp *ret_op, CtRecord *ret)
+{
+	const uint8_t *head = take(reader, 2);
+	size_t len;
+
+	if (!head)
+		return bad(reader, "truncated record");
+	if ((head[0] & KIND_UNUSED) || (head[0] & KIND_OP) > CT_WIRE_DELETE ||
+	    (((head[0] & KIND_OP) == CT_WIRE_DELETE || (head[0] & KIND_EXPECT)) && (head[0] & KIND_REPLY)))
+		return bad(reader, "unknown kind of record");
+	*ret_op = head[0] & KIND_OP;
+	*ret = (CtRecord){.key = {.family = head[0] & KIND_IPV6 ? AF_INET6 : AF_INET, .protocol = head[1]}};
+	ret->key.expect = (head[0] & KIND_EXPECT) != 0;
+	if (head[0] & KIND_ATTRIBUTES) {
+		reader->extra = (CtExtra){};
+		ret->extra = &reader->extra;
+	}
+	len = ct_address_length(ret->key.family);
+	if (!get_tuple(reader, len, &ret->key.orig))
+		return bad(reader, "truncated record");
+	(void)ct_tuple_invert(&ret->key.orig, ret->key.protocol, &ret->reply);
+	if ((head[0] & KIND_REPLY) && !get_tuple(reader, len, &ret->reply))
+		return bad(reader, "truncated record");
+	if (*ret_op != CT_WIRE_DELETE && get_state(reader, ret) < 0)
+		return -EBADMSG;
+	if ((head[0] & KIND_ATTRIBUTES) && get_attributes(reader, ret) < 0)
+		return -EBADMSG;
+	if (!*reader->why)
+		reader->why = refusal(*ret_op, ret) ?: "";
+	return *reader->why ? -EINVAL : 1;
+}
+
+int ct_wire_next(CtWireReader *reader, CtWireOp *ret_op, CtRecord *ret)
+{
+	reader->why = "";
+	while (!reader->left) {
+		if (reader->p != reader->batch_end)
+			return bad(reader, "more bytes than records");
+		if (reader->p == reader->end)
+			return 0;
+		if (read_header(reader) < 0)
+			return -EBADMSG;
+	}
+	reader->left--;
+	return get_record(reader, ret_op, ret);
+}
+
+int ct_wire_check(const void *data, size_t len, size_t *ret_records, const char **ret_why)
+{
+	CtWireReader reader;
+	size_t n = 0;
+	CtRecord record;
+	CtWireOp op;
+	int r;
+
+	ct_wire_read(&reader, data, len);
+	while ((r = ct_wire_next(&reader, &op, &record)) == 1 || r == -EINVAL)
+		n++;
+	if (r < 0) {
+		*ret_why = reader.why;
+		return r;
+	}
+	*ret_records = n;
+	return 0;
+}

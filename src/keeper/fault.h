@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include "keeper/keeper.h"
+
+/*
+ * Fault injection, compiled in only with -Dfaults=true. RUNTIME_DIR/fault says what happens, once:
+ *
+ *   ACTION:before|after:VICTIM
+ *
+ * ACTION is an identifier of MOVE_ACTIONS (SEND_FINISH), VICTIM one of: self (SIGKILL to this keeper), qemu (SIGKILL to
+ * its QEMU), link (the control link is cut), cancel (a person cancels), powerdown (the guest is shut down). The file is
+ * removed when it strikes.
+ */
+#ifdef VMFERRY_FAULTS
+void fault_point(Move *m, MoveAction action, bool before);
+#else
+static inline void fault_point(Move *m, MoveAction action, bool before)
+{
+	(void)m;
+	(void)action;
+	(void)before;
+}
+#endif

@@ -1,0 +1,486 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "keeper/keeper.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include "keeper/launch.h"
+#include "keeper/move.h"
+#include "keeper/run.h"
+
+#define HISTORY_MAX (256 * 1024)
+#define IDLE_USEC (5 * USEC_PER_SEC)
+
+static const char *const state_names[] = {
+#define X(id, name, text) [VM_##id] = name,
+	VM_STATES(X)
+#undef X
+};
+static_assert(ARRAY_SIZE(state_names) == _VM_STATE_MAX, "a name for every state");
+
+const char *vm_state_to_string(VmState state)
+{
+	return state_names[state];
+}
+
+int vm_state_from_string(const char *s)
+{
+	for (int i = 0; i < _VM_STATE_MAX; i++)
+		if (streq(state_names[i], s))
+			return i;
+	return -EINVAL;
+}
+
+/* ---- what is told to others ---- */
+
+void keeper_say_ready(Keeper *k, const Error *err)
+{
+	_cleanup_free_ char *refusal = err ? preamble_refusal(err) : NULL;
+	_cleanup_free_ char *path = state_path(k->name, "start-error");
+	const char *text = refusal ? refusal : "READY\n";
+	_cleanup_error_ Error *trouble = NULL;
+
+	if (!err && k->control_fd < 0 && control_open(k, &trouble) < 0)
+		log_error("%s", trouble->message);
+	if (k->ready_fd >= 0)
+		(void)fd_write_all(k->ready_fd, text, strlen(text));
+	k->ready_fd = fd_close(k->ready_fd);
+	if (refusal)
+		(void)file_write(path, refusal, strlen(refusal), 0600, false);
+	else {
+		(void)unlink(path);
+		sd_notify(0, "READY=1");
+	}
+}
+
+static void save_state(Keeper *k)
+{
+	_cleanup_free_ char *path = runtime_path(k->name, "state");
+	_cleanup_json_ json_object *o =
+		json_build("state", "s", state_names[k->state], "reason", "s", k->reason, "since", "u", k->since,
+			   "generation", "u", (uint64_t)k->generation, "arrived", "b", (int)k->arrived, NULL);
+	const char *text = json_text(o);
+
+	(void)file_write(path, text, strlen(text), 0600, false);
+}
+
+void keeper_set_state(Keeper *k, VmState state, const char *reason)
+{
+	if (k->state == state && k->reason && streq(k->reason, reason))
+		return;
+	log_info("state: %s (%s)", state_names[state], reason);
+	k->state = state;
+	k->reason = reason;
+	k->since = clock_usec(CLOCK_REALTIME);
+	save_state(k);
+	control_emit_state(k);
+}
+
+void keeper_history(Keeper *k, const char *event, json_object *details)
+{
+	_cleanup_free_ char *path = state_path(k->name, "history"), *old = NULL;
+	_cleanup_json_ json_object *line = json_build("time", "u", clock_usec(CLOCK_REALTIME) / USEC_PER_SEC, "event",
+						      "s", event, "details", "o", details, NULL);
+	_cleanup_fd_ int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+	_cleanup_free_ char *text = xasprintf("%s\n", json_text(line));
+	struct stat st;
+
+	if (fd < 0)
+		return;
+	(void)fd_write_all(fd, text, strlen(text));
+	if (fstat(fd, &st) == 0 && st.st_size > HISTORY_MAX) {
+		old = xasprintf("%s.1", path);
+		(void)rename(path, old);
+	}
+}
+
+static void on_log(LogLevel level, const char *message, void *userdata)
+{
+	Keeper *k = userdata;
+
+	control_emit_log(k, level, message);
+	if (level <= LOG_LEVEL_WARNING)
+		peer_log(k, level, message);
+}
+
+/* ---- ownership and ends ---- */
+
+static char *config_definition(const char *name)
+{
+	return xasprintf("%s/vms/%s.vm", config_dir(), name);
+}
+
+bool keeper_owner(const Keeper *k)
+{
+	_cleanup_free_ char *path = config_definition(k->name);
+
+	switch (journal_last(k->journal)->kind) {
+	case JOURNAL_OWNER:
+	case JOURNAL_COMMITTED:
+		return true;
+	case JOURNAL_NONE:
+		return access(path, F_OK) == 0;
+	case JOURNAL_COMMIT:
+	case JOURNAL_GONE:
+	case JOURNAL_ABORTED:
+	case _JOURNAL_KIND_MAX:
+		break;
+	}
+	return false;
+}
+
+/* A VM that never came and is not defined here leaves no state: a peer may name as many as it likes. */
+static void forget_stranger(Keeper *k)
+{
+	_cleanup_free_ char *config = config_definition(k->name), *dir = state_path(k->name, NULL);
+	_cleanup_free_ char *pin = state_path(k->name, "pin");
+
+	if (k->incoming && journal_last(k->journal)->kind == JOURNAL_NONE && access(config, F_OK) < 0 &&
+	    access(pin, F_OK) < 0)
+		(void)dir_remove(dir);
+}
+
+void keeper_leave(Keeper *k)
+{
+	_cleanup_free_ char *dir = runtime_path(k->name, NULL);
+
+	if (k->leaving)
+		return;
+	k->leaving = true;
+	wait_done(k, WAIT_OFF);
+	wait_failed(k, WAIT_RUNNING, "org.vmferry.Error.NotRunning", "the VM is off");
+	wait_failed(k, WAIT_PAUSED, "org.vmferry.Error.NotRunning", "the VM is off");
+	log_set_sink(NULL, NULL);
+	if (dir_remove(dir) < 0)
+		log_warning("cannot remove %s", dir);
+	forget_stranger(k);
+	sd_event_exit(k->event, 0);
+}
+
+static int on_idle(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	Keeper *k = userdata;
+
+	(void)source;
+	(void)usec;
+	k->idle_timer = sd_event_source_disable_unref(k->idle_timer);
+	if (k->incoming && !k->qemu && !k->peers && !move_active(k->move))
+		keeper_leave(k);
+	return 0;
+}
+
+void keeper_check_idle(Keeper *k)
+{
+	if (!k->incoming || k->qemu || k->peers || move_active(k->move) || k->leaving)
+		return;
+	/* From the loop, so that nothing is freed below its own caller. */
+	k->idle_timer = sd_event_source_disable_unref(k->idle_timer);
+	(void)sd_event_add_time_relative(k->event, &k->idle_timer, CLOCK_MONOTONIC, 0, 1, on_idle, k);
+}
+
+static int on_signal(sd_event_source *source, const struct signalfd_siginfo *si, void *userdata)
+{
+	Keeper *k = userdata;
+
+	(void)source;
+	/* Only the keeper goes: the guest runs on, and the next keeper finds it. */
+	log_info("signal %u: the keeper ends, the guest goes on", si->ssi_signo);
+	k->leaving = true;
+	return sd_event_exit(k->event, 0);
+}
+
+/* ---- begin ---- */
+
+static int load_definition(Keeper *k, Error **err)
+{
+	const JournalRecord *last = journal_last(k->journal);
+	_cleanup_free_ char *arrived = state_path(k->name, "definition"), *config = config_definition(k->name);
+	_cleanup_free_ char *pin_path = state_path(k->name, "pin"), *fresh = NULL, *text = NULL;
+	_cleanup_(vm_definition_freep)
+	VmDefinition *pinned = NULL;
+	int r;
+
+	if (last->kind == JOURNAL_COMMITTED) {
+		fresh = xasprintf("%s.%s", arrived, last->id);
+		if (access(fresh, F_OK) == 0)
+			(void)rename(fresh, arrived);
+	}
+	k->arrived = access(arrived, F_OK) == 0;
+	if (!k->arrived && access(config, F_OK) < 0) {
+		error_set(err, -ENOENT, "no VM named %s is defined here", k->name);
+		error_hint(err, "write %s, see vmferry.vm(5)", config);
+		return -ENOENT;
+	}
+	r = vm_definition_load(k->name, k->arrived ? arrived : config, &k->def, err);
+	if (r < 0 || k->arrived)
+		return r;
+	if (access(pin_path, F_OK) == 0 && (r = vm_definition_load(k->name, pin_path, &pinned, err)) < 0)
+		return r;
+	vm_definition_pin(k->def, pinned);
+	text = vm_definition_text(k->def);
+	r = file_write(pin_path, text, strlen(text), 0600, true);
+	return r < 0 ? error_set(err, r, "cannot write %s: %s", pin_path, strerror(-r)) : 0;
+}
+
+/* Whether a fresh start is allowed: the journal decides, a person may overrule it. */
+static int may_start(Keeper *k, bool force, Error **err)
+{
+	const JournalRecord *last = journal_last(k->journal);
+
+	if (last->kind == JOURNAL_COMMIT) {
+		error_set(err, -EREMOTE, "%s was being moved to %s and the outcome is not known", k->name, last->peer);
+		error_hint(err, "its keeper asks there; or, if you know it better: vmferry recover %s --assume=...",
+			   k->name);
+		return -EREMOTE;
+	}
+	if (last->kind != JOURNAL_GONE && last->kind != JOURNAL_ABORTED)
+		return 0;
+	if (force) {
+		JournalRecord record = {.kind = JOURNAL_OWNER};
+		_cleanup_free_ char *note = state_path(k->name, "moved");
+
+		log_warning("start is forced although the VM is not this host's");
+		(void)unlink(note);
+		return journal_write(k->journal, &record, err);
+	}
+	if (last->kind == JOURNAL_GONE)
+		error_set(err, -EREMOTE, "%s moved to %s", k->name, last->peer);
+	else
+		error_set(err, -EREMOTE, "%s is another host's: a migration to this host did not complete", k->name);
+	error_hint(err, "start it there; or, if it surely runs nowhere: vmferry start --force %s", k->name);
+	return -EREMOTE;
+}
+
+static int make_directories(Keeper *k, Error **err)
+{
+	_cleanup_free_ char *runtime = runtime_path(k->name, NULL), *state = state_path(k->name, NULL);
+	int r;
+
+	r = dir_make(runtime, 0711);
+	if (r < 0)
+		return error_set(err, r, "cannot make %s: %s", runtime, strerror(-r));
+	r = dir_make(state, 0700);
+	return r < 0 ? error_set(err, r, "cannot make %s: %s", state, strerror(-r)) : 0;
+}
+
+static int take_lock(Keeper *k, Error **err)
+{
+	_cleanup_free_ char *path = runtime_path(k->name, "lock");
+
+	for (;;) {
+		struct stat mine, there;
+		int r;
+
+		r = make_directories(k, err);
+		if (r < 0)
+			return r;
+		k->lock_fd = file_lock(path);
+		if (k->lock_fd == -EWOULDBLOCK)
+			return error_set(err, -EBUSY, "%s has a keeper already: it runs here", k->name);
+		if (k->lock_fd < 0)
+			return error_set(err, k->lock_fd, "cannot lock %s: %s", path, strerror(-k->lock_fd));
+		/* A keeper that leaves removes the file: what we hold must be what is there. */
+		if (fstat(k->lock_fd, &mine) == 0 && stat(path, &there) == 0 && mine.st_ino == there.st_ino)
+			return 0;
+		k->lock_fd = fd_close(k->lock_fd);
+	}
+}
+
+/* "start" in the runtime directory: how systemd's unit was meant. */
+static unsigned int flags_from_file(Keeper *k, unsigned int flags)
+{
+	_cleanup_free_ char *path = runtime_path(k->name, "start"), *text = NULL;
+
+	if (file_read(path, 64, &text, NULL) < 0)
+		return flags;
+	(void)unlink(path);
+	if (streq(text, "incoming\n"))
+		flags |= KEEPER_INCOMING;
+	if (streq(text, "force\n"))
+		flags |= KEEPER_FORCE;
+	if (streq(text, "offline\n"))
+		flags |= KEEPER_OFFLINE;
+	return flags;
+}
+
+/* A keeper before us in this boot: its state file. Return: whether there was one. */
+static bool load_state(Keeper *k)
+{
+	_cleanup_free_ char *path = runtime_path(k->name, "state"), *text = NULL;
+	_cleanup_json_ json_object *o = NULL;
+	const char *state;
+	uint64_t generation;
+	size_t len;
+
+	if (file_read(path, 4096, &text, &len) < 0 || !(o = json_parse(text, len)))
+		return false;
+	if (json_get_u64(o, "generation", &generation))
+		k->generation = (unsigned int)generation;
+	(void)json_get_bool(o, "arrived", &k->arrived);
+	(void)json_get_u64(o, "since", &k->since);
+	if (json_get_string(o, "state", &state) && vm_state_from_string(state) >= 0)
+		k->state = (VmState)vm_state_from_string(state);
+	return true;
+}
+
+/* Definitions of migrations to this host that a killed keeper left behind; the journal knows which one counts. */
+static void sweep_definitions(Keeper *k)
+{
+	_cleanup_free_ char *path = state_path(k->name, NULL);
+	DIR *dir = opendir(path);
+	struct dirent *entry;
+
+	while (dir && (entry = readdir(dir))) {
+		const char *id = startswith(entry->d_name, "definition.");
+		const JournalRecord *record = id && text_is_id(id) ? journal_find(k->journal, id) : NULL;
+
+		if (id && text_is_id(id) && (!record || record->kind != JOURNAL_COMMITTED))
+			(void)unlinkat(dirfd(dir), entry->d_name, 0);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+/* A keeper without a QEMU, for a migration that is about to come or to be asked for; it leaves when none does. */
+static int begin_transient(Keeper *k, const char *reason)
+{
+	k->incoming = true;
+	k->state = VM_SHUTOFF;
+	k->reason = reason;
+	sweep_definitions(k);
+	keeper_say_ready(k, NULL);
+	return sd_event_add_time_relative(k->event, &k->idle_timer, CLOCK_MONOTONIC, IDLE_USEC, 0, on_idle, k);
+}
+
+static int begin(Keeper *k, unsigned int flags, Error **err)
+{
+	JournalKind last = journal_last(k->journal)->kind;
+	bool before = load_state(k);
+	int r;
+
+	r = machine_adopt(k, err);
+	if (r < 0)
+		return r;
+	if (r > 0 || last == JOURNAL_COMMIT || (before && last == JOURNAL_GONE)) {
+		if (r == 0)
+			keeper_say_ready(k, NULL); /* else when QEMU has said how the guest is */
+		move_recover(k, r > 0);
+		return 0;
+	}
+	if (flags & KEEPER_INCOMING)
+		return begin_transient(k, "incoming");
+	if (before && !(flags & KEEPER_FORCE) && k->state != VM_SHUTOFF) {
+		/* QEMU died while no keeper was there. */
+		log_warning("QEMU is gone");
+		keeper_history(k, "crashed", NULL);
+		keeper_leave(k);
+		return 0;
+	}
+	r = may_start(k, flags & KEEPER_FORCE, err);
+	if (r >= 0)
+		r = load_definition(k, err);
+	if (r >= 0 && flags & KEEPER_OFFLINE)
+		return begin_transient(k, "offline");
+	if (r >= 0)
+		r = host_check_resources(k->conf, k->def, err);
+	return r < 0 ? r : machine_start(k, false, err);
+}
+
+static int open_all(Keeper *k, Error **err)
+{
+	_cleanup_free_ char *log = state_path(k->name, "log"), *journal = state_path(k->name, "journal");
+	int r;
+
+	r = log_open(log);
+	if (r < 0)
+		return error_set(err, r, "cannot open %s: %s", log, strerror(-r));
+	r = host_conf_load(&k->conf, err);
+	if (r >= 0)
+		r = journal_open(journal, &k->journal, err);
+	if (r < 0)
+		return r;
+	k->move = move_new(k);
+	return peer_open(k, err);
+}
+
+static int watch_signals(Keeper *k)
+{
+	sigset_t set;
+	int r;
+
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	r = sd_event_add_signal(k->event, NULL, SIGTERM, on_signal, k);
+	return r < 0 ? r : sd_event_add_signal(k->event, NULL, SIGINT, on_signal, k);
+}
+
+static void keeper_free(Keeper *k)
+{
+	log_set_sink(NULL, NULL);
+	control_close(k);
+	peer_close(k);
+	k->move = move_free(k->move);
+	k->console = console_free(k->console);
+	k->qmp = k->qmp ? qmp_free(k->qmp) : NULL;
+	sd_event_source_disable_unref(k->qemu_exit);
+	sd_event_source_disable_unref(k->idle_timer);
+	sd_bus_flush_close_unref(k->systemd_bus);
+	qemu_process_free(k->qemu);
+	json_object_put(k->last_result);
+	journal_free(k->journal);
+	vm_definition_free(k->def);
+	host_conf_free(k->conf);
+	free(k->qemu_version);
+	fd_close(k->ready_fd);
+	fd_close(k->lock_fd);
+	free(k->name);
+	sd_event_unref(k->event);
+}
+
+int keeper_run(const char *name, unsigned int flags, int ready_fd)
+{
+	_cleanup_(keeper_free)
+	Keeper k = {.ready_fd = ready_fd, .lock_fd = -1, .control_fd = -1, .peer_fd = -1};
+	_cleanup_error_ Error *err = NULL;
+	_cleanup_free_ char *dir = NULL;
+	int r;
+
+	k.name = xstrdup(name);
+	k.reason = "unknown";
+	prctl(PR_SET_NAME, "vmferry");
+	r = sd_event_default(&k.event);
+	if (r >= 0)
+		r = watch_signals(&k);
+	if (r < 0)
+		return 1;
+	r = take_lock(&k, &err);
+	if (r < 0) {
+		keeper_say_ready(&k, err);
+		fprintf(stderr, "vmferry: %s: %s\n", name, err->message);
+		return 1;
+	}
+	r = open_all(&k, &err);
+	if (r >= 0) {
+		log_set_sink(on_log, &k);
+		r = begin(&k, flags_from_file(&k, flags), &err);
+	}
+	if (r < 0) {
+		log_error("%s", err ? err->message : strerror(-r));
+		keeper_say_ready(&k, err);
+		dir = runtime_path(name, NULL);
+		if (!k.qemu)
+			(void)dir_remove(dir);
+		return 1;
+	}
+	return sd_event_loop(k.event) < 0 ? 1 : 0;
+}

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include <systemd/sd-bus.h>
+#include <systemd/sd-event.h>
+
+#include "basic/clock.h"
+#include "basic/fd.h"
+#include "basic/fs.h"
+#include "basic/json.h"
+#include "basic/log.h"
+#include "basic/paths.h"
+#include "basic/text.h"
+#include "conntrack/conntrack.h"
+#include "move/engine.h"
+#include "move/journal.h"
+#include "peer/link.h"
+#include "peer/messages.h"
+#include "qemu/process.h"
+#include "qemu/qmp.h"
+#include "vm/definition.h"
+#include "vm/host.h"
+
+/*
+ * The keeper: one process per VM. keeper.c sets it up, machine.c has QEMU's life, control.c and peer.c the two doors,
+ * move.c executes the engine's rows with source_*.c and target_*.c, report.c says what happened.
+ */
+
+/* X(identifier, name, meaning): requirements B 20 */
+#define VM_STATES(X)                                                                                                   \
+	X(SHUTOFF, "shutoff", "no QEMU")                                                                               \
+	X(STARTING, "starting", "QEMU starts")                                                                         \
+	X(INCOMING, "incoming", "QEMU waits for a migration")                                                          \
+	X(RUNNING, "running", "the guest runs")                                                                        \
+	X(PAUSED, "paused", "stopped by a person, a migration, or QEMU")                                               \
+	X(CRASHED, "crashed", "the guest panicked, or QEMU died")                                                      \
+	X(IN_DOUBT, "in-doubt", "committed to the other host, no answer yet")
+#define X(id, name, text) VM_##id,
+typedef enum VmState { VM_STATES(X) _VM_STATE_MAX } VmState;
+#undef X
+const char *vm_state_to_string(VmState state);
+int vm_state_from_string(const char *s);
+
+typedef struct Keeper Keeper;
+typedef struct Move Move;
+typedef struct Data Data;
+
+/* A control call that is answered later. */
+typedef enum WaitFor { WAIT_OFF, WAIT_PAUSED, WAIT_RUNNING, WAIT_CANCEL } WaitFor;
+typedef struct Waiter {
+	struct Waiter *next;
+	sd_bus_message *message;
+	WaitFor what;
+	sd_event_source *timer;
+	bool kill;
+	Keeper *keeper;
+} Waiter;
+
+/* A connection to one of our sockets. */
+typedef struct Client {
+	struct Client *next;
+	Keeper *keeper;
+	sd_bus *bus;
+	bool leaving;
+} Client;
+
+typedef struct PeerConnection {
+	struct PeerConnection *next;
+	Keeper *keeper;
+	Preamble preamble;
+	Link *link;
+	/* while its first line is being read */
+	int fd;
+	char line[PREAMBLE_MAX];
+	size_t line_have;
+	sd_event_source *io, *timer;
+	/* Hello */
+	char *host_id, *host_name;
+	bool greeted;
+	int proof_fd; /* listens where the data address can be proved */
+	sd_event_source *proof_io;
+	char *proof_token;
+} PeerConnection;
+
+typedef struct Console Console;
+
+struct Keeper {
+	sd_event *event;
+	char *name;
+	HostConf *conf;
+	VmDefinition *def;
+	bool arrived; /* the definition came with a migration */
+	Journal *journal;
+	int lock_fd;
+	int ready_fd;  /* tells who started us */
+	bool incoming; /* started for a migration; ends when nobody wants it any more */
+	bool leaving;
+
+	/* machine.c */
+	QemuProcess *qemu;
+	Qmp *qmp;
+	bool qmp_usable; /* negotiated */
+	sd_event_source *qemu_exit;
+	unsigned int generation;
+	VmState state;
+	const char *reason;
+	uint64_t since; /* CLOCK_REALTIME, microseconds */
+	char *qemu_version;
+	bool kill_sent;
+	bool was_starting; /* the keeper before us was killed between start and cont */
+
+	/* doors */
+	int control_fd, peer_fd;
+	sd_event_source *control_io, *peer_io;
+	Client *clients;
+	PeerConnection *peers;
+	Waiter *waiters;
+	Console *console;
+
+	Move *move; /* never NULL */
+	json_object *last_result;
+	sd_event_source *idle_timer;
+	sd_bus *systemd_bus;
+};
+
+/* ---- keeper.c ---- */
+
+/**
+ * keeper_say_ready() - tell who started us that the VM is up, or why not; once. The control socket opens with it: who
+ * finds it finds a keeper that knows its guest's state
+ */
+void keeper_say_ready(Keeper *k, const Error *err);
+/** keeper_set_state() - the one place where a VM's state changes: recorded, logged, signalled. @reason: a literal */
+void keeper_set_state(Keeper *k, VmState state, const char *reason);
+/** keeper_history() - append a line to STATE_DIR/NAME/history; takes @details over, may be NULL */
+void keeper_history(Keeper *k, const char *event, json_object *details);
+/** keeper_leave() - end: answer who waits, remove the runtime directory, leave the loop */
+void keeper_leave(Keeper *k);
+/** keeper_check_idle() - a keeper started for a migration ends when nothing came of it */
+void keeper_check_idle(Keeper *k);
+/** keeper_owner() - whether this host may run the guest, as the journal says */
+bool keeper_owner(const Keeper *k);
+
+/* ---- machine.c ---- */
+
+/** machine_start() - start QEMU for k->def; machine_up (cold start) or the move goes on when QMP is ready */
+int machine_start(Keeper *k, bool incoming, Error **err);
+/** machine_adopt() - take over a living QEMU after a keeper's restart. Return: 1 found, 0 none, or negative errno */
+int machine_adopt(Keeper *k, Error **err);
+/** machine_go_on_starting() - a keeper was killed between QEMU's start and the guest's: do the rest */
+void machine_go_on_starting(Keeper *k);
+/** machine_kill() - SIGKILL to QEMU; its exit is an event */
+void machine_kill(Keeper *k);
+/** machine_write_definition() - RUNTIME_DIR/NAME/definition, for our successor and for other VMs' keepers */
+int machine_write_definition(Keeper *k, Error **err);
+/** machine_attach_taps() - put all taps on their bridges */
+int machine_attach_taps(Keeper *k, Error **err);
+/** machine_qmp() - qmp_command() that does nothing when QEMU is going (then @reply is not called) */
+void machine_qmp(Keeper *k, const char *command, json_object *arguments, QmpReply reply, void *userdata);
+/** machine_version_known() - the answer of query-version */
+void machine_version_known(Keeper *k, json_object *ret);
+
+/* ---- wait.c ---- */
+void wait_add(Keeper *k, sd_bus_message *m, WaitFor what, uint64_t timeout_usec, bool kill);
+/** wait_done() - answer all calls that wait for this */
+void wait_done(Keeper *k, WaitFor what);
+/** wait_failed() - answer them with an error */
+void wait_failed(Keeper *k, WaitFor what, const char *name, const char *message);
+
+/* ---- control.c ---- */
+int control_open(Keeper *k, Error **err);
+void control_close(Keeper *k);
+/** control_emit() - a signal to every control connection, in sd_bus_emit_signal() form */
+void control_emit_text(Keeper *k, const char *member, const char *text);
+void control_emit_log(Keeper *k, LogLevel level, const char *message);
+void control_emit_state(Keeper *k);
+
+/** bus_error() - put an Error into a D-Bus error "org.vmferry.Error.KIND": message, newline, hint */
+int bus_error(sd_bus_error *error, const char *kind, const Error *err);
+/** bus_reply_error() - the same as an answer to a stored call */
+void bus_reply_error(sd_bus_message *m, const char *kind, const Error *err);
+/** bus_error_read() - the other way: what an error reply says. Return: its code as negative errno, @err set */
+int bus_error_read(sd_bus_message *reply, const char *what, Error **err);
+
+/* ---- console.c ---- */
+int console_open(Keeper *k, Error **err);
+Console *console_free(Console *console);
+
+/* ---- peer.c ---- */
+int peer_open(Keeper *k, Error **err);
+void peer_close(Keeper *k);
+/** peer_log() - a line to the source's log: on the connection of the present migration */
+void peer_log(Keeper *k, LogLevel level, const char *message);

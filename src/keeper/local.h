@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include "keeper/keeper.h"
+
+/** local_addresses() - addresses of the other VMs that live on this host; NULL: none; strv_free() it */
+char **local_addresses(const char *except);
+
+/** local_conflict() - whether a VM that arrives would clash with one that is here: an address, a MAC, the uuid */
+int local_conflict(const VmDefinition *def, Error **err);

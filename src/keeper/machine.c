@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* QEMU's life as the keeper sees it: start, adopt, events, end. */
+#include <errno.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "keeper/move.h"
+#include "keeper/scope.h"
+#include "qemu/tap.h"
+
+#define ADOPT_TRIES 250
+
+static char *generation_dir(Keeper *k)
+{
+	_cleanup_free_ char *file = xasprintf("qemu.%u", k->generation);
+
+	return runtime_path(k->name, file);
+}
+
+int machine_write_definition(Keeper *k, Error **err)
+{
+	_cleanup_free_ char *path = runtime_path(k->name, "definition"), *text = vm_definition_text(k->def);
+	int r = file_write(path, text, strlen(text), 0600, false);
+
+	return r < 0 ? error_set(err, r, "cannot write %s: %s", path, strerror(-r)) : 0;
+}
+
+int machine_attach_taps(Keeper *k, Error **err)
+{
+	for (size_t i = 0; i < k->def->n_nics; i++) {
+		_cleanup_fd_ int fd = qemu_process_tap_fd(k->qemu, i);
+		int r;
+
+		if (fd < 0)
+			return error_set(err, fd, "nic %s: its tap is gone: %s", k->def->nics[i].id, strerror(-fd));
+		r = tap_attach(fd, &k->def->nics[i], err);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+void machine_qmp(Keeper *k, const char *command, json_object *arguments, QmpReply reply, void *userdata)
+{
+	if (k->qmp)
+		qmp_command(k->qmp, command, arguments, reply, userdata);
+	else
+		json_object_put(arguments); /* QEMU is going: its exit is the event */
+}
+
+/* ---- the end ---- */
+
+static void gone(Keeper *k)
+{
+	_cleanup_free_ char *dir = xstrdup(k->qemu->dir);
+
+	waitid(P_PIDFD, (id_t)k->qemu->pidfd, NULL, WEXITED | WNOHANG);
+	k->qemu_exit = sd_event_source_disable_unref(k->qemu_exit);
+	k->qmp_usable = false;
+	k->qmp = k->qmp ? qmp_free(k->qmp) : NULL;
+	k->console = console_free(k->console);
+	qemu_process_free(TAKE_PTR(k->qemu));
+	if (dir_remove(dir) < 0)
+		log_warning("cannot remove %s", dir);
+}
+
+static const char *why_off(Keeper *k, bool asked)
+{
+	if (k->state == VM_SHUTOFF)
+		return k->reason;
+	return asked ? "destroyed" : "crashed";
+}
+
+/* QEMU is gone and no migration has a say in it: the VM is off. */
+static void vm_off(Keeper *k, const char *words, bool asked)
+{
+	_cleanup_error_ Error *err = NULL;
+	const char *reason = why_off(k, asked);
+
+	if (k->ready_fd >= 0) {
+		error_set(&err, -EIO, "QEMU ended: %s", words);
+		error_hint(&err, "see %s/%s/log", state_dir(), k->name);
+		log_error("%s", err->message);
+		keeper_say_ready(k, err);
+	} else if (streq(reason, "crashed")) {
+		log_error("QEMU died: %s", words);
+	}
+	keeper_set_state(k, VM_SHUTOFF, reason);
+	keeper_history(k, reason, NULL);
+	keeper_leave(k);
+}
+
+static int on_qemu_exit(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	Keeper *k = userdata;
+	_cleanup_free_ char *words = qemu_process_last_words(k->qemu->dir);
+	bool asked = TAKE_PTR(k->qemu_exit) && k->kill_sent;
+
+	(void)fd;
+	(void)revents;
+	sd_event_source_disable_unref(source);
+	k->kill_sent = false;
+	gone(k);
+	move_fact(k->move, MOVE_FACT_ALIVE, false);
+	if (move_active(k->move)) {
+		_cleanup_error_ Error *err = NULL;
+
+		if (!asked) {
+			error_set(&err, -EPIPE, "QEMU ended: %s", *words ? words : "without a word");
+			move_error(k->move, TAKE_PTR(err));
+		}
+		move_event(k->move, MOVE_EV_QEMU_DEAD);
+	}
+	confirm_qemu_gone(k->move);
+	if (move_active(k->move) || k->leaving)
+		return 0;
+	if (k->incoming)
+		keeper_check_idle(k);
+	else
+		vm_off(k, words, asked);
+	return 0;
+}
+
+void machine_kill(Keeper *k)
+{
+	if (!k->qemu)
+		return;
+	k->kill_sent = true;
+	(void)qemu_process_kill(k->qemu);
+}
+
+/* ---- QMP ---- */
+
+static void on_powered_off(Keeper *k, const char *reason)
+{
+	keeper_set_state(k, VM_SHUTOFF, reason);
+	if (move_active(k->move)) {
+		_cleanup_error_ Error *err = NULL;
+
+		error_set(&err, -ESHUTDOWN, "the guest was shut down during the migration");
+		move_error(k->move, TAKE_PTR(err));
+		move_event(k->move, MOVE_EV_GUEST_OFF);
+	}
+	if (!move_active(k->move) || !move_committed(k->move->state))
+		machine_kill(k);
+}
+
+static void on_event(const char *name, json_object *data, uint64_t at, void *userdata)
+{
+	Keeper *k = userdata;
+	const char *reason = "";
+
+	log_debug("QEMU: %s", name);
+	if (streq(name, "SHUTDOWN")) {
+		(void)json_get_string(data, "reason", &reason);
+		on_powered_off(k, streq(reason, "guest-panic") ? "panicked" : "shutdown");
+		return;
+	}
+	if (streq(name, "GUEST_PANICKED"))
+		keeper_history(k, "panicked", NULL);
+	if (streq(name, "RESET"))
+		keeper_history(k, "reset", NULL);
+	if (move_active(k->move)) {
+		move_qemu_event(k->move, name, data, at);
+	} else if (streq(name, "STOP") && k->state == VM_RUNNING) {
+		keeper_set_state(k, VM_PAUSED, "stopped by QEMU");
+	} else if (streq(name, "RESUME")) {
+		keeper_set_state(k, VM_RUNNING, "unpaused");
+		wait_done(k, WAIT_RUNNING);
+	}
+}
+
+static void on_closed(int error, void *userdata)
+{
+	Keeper *k = userdata;
+
+	/* QEMU's exit, seen by its pidfd, says more; a QEMU that lives without QMP is of no use to anybody. */
+	log_debug("QMP connection closed: %s", strerror(-error));
+	k->qmp = qmp_free(k->qmp);
+	k->qmp_usable = false;
+	if (error == -EBADMSG) {
+		log_error("QEMU said something that is not QMP: killed");
+		machine_kill(k);
+	}
+}
+
+static void on_booted(json_object *ret, const char *error, void *userdata)
+{
+	Keeper *k = userdata;
+	_cleanup_error_ Error *err = NULL;
+
+	(void)ret;
+	if (error) {
+		error_set(&err, -EIO, "QEMU will not start the guest: %s", error);
+		keeper_say_ready(k, err);
+		machine_kill(k);
+		return;
+	}
+	keeper_set_state(k, VM_RUNNING, "booted");
+	keeper_history(k, "started", NULL);
+	keeper_say_ready(k, NULL);
+}
+
+/* "pc-q35-10.0-machine": what "q35" means today is what it will mean for this VM. */
+static void on_machine_type(json_object *ret, const char *error, void *userdata)
+{
+	Keeper *k = userdata;
+	_cleanup_free_ char *path = NULL, *text = NULL;
+	const char *type = ret ? json_object_get_string(ret) : NULL;
+	size_t len = type ? strlen(type) : 0;
+
+	if (error || len <= 8 || !streq(type + len - 8, "-machine")) {
+		log_warning("QEMU does not say its machine type: the VM's is not pinned");
+		return;
+	}
+	free(k->def->machine);
+	k->def->machine = strndup(type, len - 8);
+	path = k->arrived ? state_path(k->name, "definition") : state_path(k->name, "pin");
+	text = vm_definition_text(k->def);
+	(void)file_write(path, text, strlen(text), 0600, true);
+	(void)machine_write_definition(k, NULL);
+}
+
+void machine_version_known(Keeper *k, json_object *ret)
+{
+	uint64_t major = 0, minor = 0, micro = 0;
+
+	(void)json_get_u64(ret, "qemu.major", &major);
+	(void)json_get_u64(ret, "qemu.minor", &minor);
+	(void)json_get_u64(ret, "qemu.micro", &micro);
+	free(k->qemu_version);
+	k->qemu_version = xasprintf("%u.%u.%u", (unsigned int)major, (unsigned int)minor, (unsigned int)micro);
+}
+
+static void on_version(json_object *ret, const char *error, void *userdata)
+{
+	if (!error)
+		machine_version_known(userdata, ret);
+}
+
+static void cold_start(Keeper *k)
+{
+	_cleanup_error_ Error *err = NULL;
+
+	if (machine_attach_taps(k, &err) < 0) {
+		log_error("%s", err->message);
+		keeper_say_ready(k, err);
+		machine_kill(k);
+		return;
+	}
+	machine_qmp(k, "qom-get", json_build("path", "s", "/machine", "property", "s", "type", NULL), on_machine_type,
+		    k);
+	machine_qmp(k, "cont", NULL, on_booted, k);
+}
+
+void machine_go_on_starting(Keeper *k)
+{
+	cold_start(k);
+}
+
+static void on_ready(void *userdata)
+{
+	Keeper *k = userdata;
+
+	k->qmp_usable = true;
+	machine_qmp(k, "query-version", NULL, on_version, k);
+	switch (k->state) {
+	case VM_STARTING:
+		cold_start(k);
+		break;
+	case VM_INCOMING:
+		move_qemu_ready(k->move);
+		break;
+	case VM_SHUTOFF:
+	case VM_RUNNING:
+	case VM_PAUSED:
+	case VM_CRASHED:
+	case VM_IN_DOUBT:
+	case _VM_STATE_MAX:
+		break;
+	}
+}
+
+static int connect_qmp(Keeper *k, Error **err)
+{
+	static const QmpHandlers handlers = {.ready = on_ready, .event = on_event, .closed = on_closed};
+	_cleanup_free_ char *path = xasprintf("%s/qmp", k->qemu->dir);
+	int fd = unix_connect(path), r;
+
+	r = fd < 0 ? fd : qmp_new(k->event, fd, &handlers, k, &k->qmp);
+	if (r >= 0)
+		r = sd_event_add_io(k->event, &k->qemu_exit, k->qemu->pidfd, EPOLLIN, on_qemu_exit, k);
+	if (r < 0)
+		return error_set(err, r, "cannot reach QEMU on %s: %s", path, strerror(-r));
+	move_fact(k->move, MOVE_FACT_ALIVE, true);
+	return console_open(k, err);
+}
+
+int machine_start(Keeper *k, bool incoming, Error **err)
+{
+	_cleanup_fd_ int memfd = -1;
+	_cleanup_free_ char *dir = NULL;
+	int r;
+
+	if (k->def->memory_backing != MEMORY_PRIVATE) {
+		memfd = qemu_memfd_new(k->def, err);
+		if (memfd < 0)
+			return memfd;
+	}
+	r = machine_write_definition(k, err);
+	if (r < 0)
+		return r;
+	k->generation++;
+	dir = generation_dir(k);
+	keeper_set_state(k, incoming ? VM_INCOMING : VM_STARTING, incoming ? "migration" : "starting");
+	r = qemu_process_start(&(QemuStart){.definition = k->def,
+					    .user = k->conf->qemu_user,
+					    .dir = dir,
+					    .generation = k->generation,
+					    .incoming = incoming,
+					    .memfd = memfd},
+			       &k->qemu, err);
+	if (r < 0)
+		return r;
+	r = connect_qmp(k, err);
+	if (r < 0) {
+		(void)qemu_process_kill(k->qemu);
+		waitid(P_PIDFD, (id_t)k->qemu->pidfd, NULL, WEXITED);
+		gone(k);
+		return r;
+	}
+	scope_start(k);
+	return 0;
+}
+
+/*
+ * A QEMU that was killed a moment ago holds its lock until its last thread is gone: wait for that, it is no migration's
+ * pause. Return: as qemu_process_adopt().
+ */
+static int adopt_settled(Keeper *k, const char *dir, Error **err)
+{
+	struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
+
+	for (unsigned int tries = 0;; tries++) {
+		int r = qemu_process_adopt(dir, k->generation, &k->qemu, err);
+
+		if (r != -EAGAIN || tries == ADOPT_TRIES)
+			return r;
+		error_free(TAKE_PTR(*err));
+		(void)ppoll(NULL, 0, &pause, NULL);
+	}
+}
+
+int machine_adopt(Keeper *k, Error **err)
+{
+	_cleanup_free_ char *dir = NULL, *definition = NULL;
+	int r;
+
+	dir = generation_dir(k);
+	r = adopt_settled(k, dir, err);
+	if (r == -ESRCH || r == -ENOENT) {
+		error_free(TAKE_PTR(*err));
+		return 0;
+	}
+	if (r < 0)
+		return r;
+	log_info("found QEMU alive: process %d", (int)k->qemu->pid);
+	definition = runtime_path(k->name, "definition");
+	r = vm_definition_load(k->name, definition, &k->def, err);
+	if (r < 0)
+		return r;
+	k->was_starting = k->state == VM_STARTING;
+	k->state = VM_PAUSED; /* not known yet; move_recover() asks */
+	k->reason = "keeper restarted";
+	r = connect_qmp(k, err);
+	return r < 0 ? r : 1;
+}

@@ -1,0 +1,432 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Runs the engine's rows: an event queue, deadlines, and a table from actions to functions. */
+#include "keeper/move.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <unistd.h>
+
+#include "keeper/fault.h"
+
+#define HOLD_USEC (1 * USEC_PER_SEC) /* the target's QEMU must receive within so long of STOP */
+
+static const MoveDo actions[] = {
+	[MOVE_DO_CONNECT] = do_connect,
+	[MOVE_DO_HELLO] = do_hello,
+	[MOVE_DO_PROVE] = do_prove,
+	[MOVE_DO_SEND_PREPARE] = do_send_prepare,
+	[MOVE_DO_OPEN_DATA] = do_open_data,
+	[MOVE_DO_PREALLOCATE] = do_preallocate,
+	[MOVE_DO_START_MIGRATE] = do_start_migrate,
+	[MOVE_DO_LAST_DELTA] = do_last_delta,
+	[MOVE_DO_CONTINUE] = do_continue,
+	[MOVE_DO_JOURNAL_COMMIT] = do_journal_commit,
+	[MOVE_DO_RELEASE_LEASE] = do_release_lease,
+	[MOVE_DO_SEND_FINISH] = do_send_finish,
+	[MOVE_DO_RECONNECT] = do_reconnect,
+	[MOVE_DO_DROP_LINK] = do_drop_link,
+	[MOVE_DO_SEND_OUTCOME] = do_send_outcome,
+	[MOVE_DO_ACQUIRE_LEASE] = do_acquire_lease,
+	[MOVE_DO_JOURNAL_OWNER] = do_journal_owner,
+	[MOVE_DO_RESUME] = do_resume,
+	[MOVE_DO_END] = do_end,
+	[MOVE_DO_JOURNAL_GONE] = do_journal_gone,
+	[MOVE_DO_KILL_QEMU] = do_kill_qemu,
+	[MOVE_DO_FLUSH] = do_flush,
+	[MOVE_DO_NOTE] = do_note,
+	[MOVE_DO_FORGET] = do_forget,
+	[MOVE_DO_SETTLE] = do_settle,
+	[MOVE_DO_CONT_BACK] = do_cont_back,
+	[MOVE_DO_SEND_ABORT] = do_send_abort,
+	[MOVE_DO_START_QEMU] = do_start_qemu,
+	[MOVE_DO_PREPARE_REPLY] = do_prepare_reply,
+	[MOVE_DO_ARM_GATE] = do_arm_gate,
+	[MOVE_DO_JOURNAL_COMMITTED] = do_journal_committed,
+	[MOVE_DO_CONT] = do_cont,
+	[MOVE_DO_SAY_RUNNING] = do_say_running,
+	[MOVE_DO_SAY_LOST] = do_say_lost,
+	[MOVE_DO_ANNOUNCE] = do_announce,
+	[MOVE_DO_JOURNAL_ABORTED] = do_journal_aborted,
+	[MOVE_DO_SAY_NEVER] = do_say_never,
+};
+static_assert(ARRAY_SIZE(actions) == _MOVE_ACTION_MAX, "a function for every action");
+
+bool move_is_target(const Move *m)
+{
+	return m->state >= MOVE_T_IDLE;
+}
+
+bool move_active(const Move *m)
+{
+	return m->state != MOVE_S_IDLE && m->state != MOVE_S_DONE && m->state != MOVE_T_IDLE &&
+	       m->state != MOVE_T_OWNER;
+}
+
+/* ---- errors and warnings ---- */
+
+void move_error(Move *m, Error *err)
+{
+	const char *phase = move_phase(m->state);
+
+	if (!err)
+		return;
+	if (m->error) {
+		log_warning("and then: %s", err->message);
+		error_free(err);
+		return;
+	}
+	log_error("%s: %s", phase ? phase : "migration", err->message);
+	m->error = err;
+	m->error_phase = phase ? phase : "Begin";
+}
+
+void move_fail(Move *m, Error *err)
+{
+	move_error(m, err);
+	move_event(m, MOVE_EV_FAILED);
+}
+
+void move_warn(Move *m, const char *fmt, ...)
+{
+	_cleanup_free_ char *text = NULL;
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (vasprintf(&text, fmt, ap) < 0)
+		abort();
+	va_end(ap);
+	if (strv_length(m->warnings) >= MOVE_WARNINGS_MAX || strv_contains(m->warnings, text))
+		return;
+	log_warning("%s", text);
+	strv_push(&m->warnings, TAKE_PTR(text));
+}
+
+/* ---- deadlines ---- */
+
+static uint64_t deadline_usec(const Move *m)
+{
+	const HostDeadlines *d = &m->k->conf->deadlines;
+
+	switch (move_state_deadline(m->state)) {
+	case MOVE_DEADLINE_NONE:
+		return 0;
+	case MOVE_DEADLINE_CONNECT:
+		return d->connect;
+	case MOVE_DEADLINE_PREPARE:
+		return d->prepare;
+	case MOVE_DEADLINE_NO_PROGRESS:
+		return d->no_progress;
+	case MOVE_DEADLINE_HOLD:
+		return HOLD_USEC;
+	case MOVE_DEADLINE_SWITCHOVER:
+		return d->switchover;
+	case MOVE_DEADLINE_FINISH:
+		return d->finish;
+	}
+	return 0;
+}
+
+/* What has not happened, for people. */
+static const char *const late[_MOVE_STATE_MAX] = {
+	[MOVE_S_CONNECT] = "no answer from the target",
+	[MOVE_S_HELLO] = "Hello: no answer from the target",
+	[MOVE_S_PROVE] = "the target's data address is not proved",
+	[MOVE_S_PREPARE] = "Prepare: no answer from the target",
+	[MOVE_S_OPEN] = "the data channel is not ready",
+	[MOVE_S_PERFORM] = "no progress: not a byte of memory moved",
+	[MOVE_S_HOLD] = "the target is not ready for the switch",
+	[MOVE_S_SWITCHOVER] = "the state of the guest's devices did not move",
+	[MOVE_T_PREP] = "QEMU there did not get ready",
+	[MOVE_T_GATE] = "QEMU there did not load the guest's state",
+};
+
+static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	Move *m = userdata;
+	const char *what = late[m->state] ? late[m->state] : move_state_meaning(m->state);
+	_cleanup_error_ Error *err = NULL;
+
+	(void)usec;
+	m->deadline = sd_event_source_disable_unref(source);
+	if (m->state == MOVE_S_HOLD && !(m->facts & MOVE_FACT_TARGET_ACTIVE))
+		perform_silent(m, &err);
+	error_set(&err, -ETIMEDOUT, "%s within %.1f s", what, (double)deadline_usec(m) / (double)USEC_PER_SEC);
+	error_hint(&err, "the limits are deadlines {} in host.conf");
+	if (!move_committed(m->state))
+		move_error(m, TAKE_PTR(err));
+	move_event(m, MOVE_EV_DEADLINE);
+	return 0;
+}
+
+static void arm_deadline(Move *m)
+{
+	uint64_t usec = deadline_usec(m);
+
+	m->deadline = sd_event_source_disable_unref(m->deadline);
+	if (usec)
+		(void)sd_event_add_time_relative(m->k->event, &m->deadline, CLOCK_MONOTONIC, usec, 0, on_deadline, m);
+}
+
+void move_progress_made(Move *m)
+{
+	uint64_t usec = deadline_usec(m);
+
+	if (m->deadline && usec)
+		(void)sd_event_source_set_time_relative(m->deadline, usec);
+}
+
+/* ---- states ---- */
+
+static void note_phase(Move *m, MoveState next)
+{
+	const char *was = move_phase(m->state), *is = move_phase(next);
+	uint64_t now = now_usec();
+
+	if (was && is && streq(was, is))
+		return;
+	for (size_t i = 0; was && i < MOVE_PHASES; i++) {
+		if (i == m->n_phases) {
+			m->phases[i].name = was;
+			m->n_phases++;
+		}
+		if (streq(m->phases[i].name, was)) {
+			m->phases[i].usec += now - m->t.phase_begun;
+			break;
+		}
+	}
+	m->t.phase_begun = now;
+}
+
+/* The one place where a migration's state changes. */
+static void set_state(Move *m, MoveState next)
+{
+	if (next == m->state)
+		return;
+	log_debug("migration: %s -> %s", move_state_name(m->state), move_state_name(next));
+	note_phase(m, next);
+	m->state = next;
+	arm_deadline(m);
+	if (next == MOVE_S_HOLD)
+		perform_hold(m);
+	if (next == MOVE_S_DOUBT)
+		keeper_set_state(m->k, VM_IN_DOUBT, "committed, no answer");
+}
+
+static int run_actions(Move *m, const MoveRow *row)
+{
+	for (size_t i = 0; i < MOVE_ROW_ACTIONS && row->actions[i] != MOVE_DO_NOTHING; i++) {
+		int r;
+
+		log_debug("migration: %s", move_action_name(row->actions[i]));
+		fault_point(m, row->actions[i], true);
+		r = actions[row->actions[i]](m);
+		if (r < 0)
+			return r;
+		fault_point(m, row->actions[i], false);
+	}
+	return 0;
+}
+
+/* QEMU's exit may be known to the kernel before it is an event here: nothing is committed on a dead one. */
+static void look_at_qemu(Move *m)
+{
+	struct pollfd p = {.fd = m->k->qemu ? m->k->qemu->pidfd : -1, .events = POLLIN};
+
+	if (m->k->qemu && poll(&p, 1, 0) > 0)
+		move_fact(m, MOVE_FACT_ALIVE, false);
+}
+
+static void step(Move *m, MoveEvent event)
+{
+	MoveState before = m->state;
+	const MoveRow *row;
+
+	look_at_qemu(m);
+	row = move_step(m->state, event, m->facts);
+	if (!row) {
+		log_debug("migration: %s means nothing in %s", move_event_name(event), move_state_name(m->state));
+		return;
+	}
+	log_debug("migration: %s in %s", move_event_name(event), move_state_name(m->state));
+	if (run_actions(m, row) < 0) {
+		move_event(m, MOVE_EV_ACTION_FAILED);
+		return;
+	}
+	set_state(m, row->next);
+	if (m->state != before)
+		move_event(m, MOVE_EV_ENTER);
+}
+
+/* ENTER goes first: a state is entered before anything else happens in it. */
+void move_event(Move *m, MoveEvent event)
+{
+	if (m->queued == MOVE_QUEUE) {
+		log_error("migration: more events than the queue holds, %s dropped", move_event_name(event));
+		return;
+	}
+	if (event == MOVE_EV_ENTER || event == MOVE_EV_ACTION_FAILED) {
+		memmove(m->queue + 1, m->queue, m->queued * sizeof(m->queue[0]));
+		m->queue[0] = event;
+	} else {
+		m->queue[m->queued] = event;
+	}
+	m->queued++;
+	if (m->draining)
+		return;
+	m->draining = true;
+	while (m->queued > 0) {
+		MoveEvent next = m->queue[0];
+
+		m->queued--;
+		memmove(m->queue, m->queue + 1, m->queued * sizeof(m->queue[0]));
+		step(m, next);
+	}
+	m->draining = false;
+}
+
+void move_fact(Move *m, MoveFact fact, bool on)
+{
+	m->facts = on ? m->facts | fact : m->facts & ~(unsigned int)fact;
+}
+
+/* ---- what people do ---- */
+
+void move_cancel(Move *m)
+{
+	_cleanup_error_ Error *err = NULL;
+
+	if (!m->error) {
+		error_set(&err, -ECANCELED, "cancelled");
+		m->status = "cancelled";
+	}
+	move_error(m, TAKE_PTR(err));
+	move_fact(m, MOVE_FACT_CANCELLED, true);
+	move_event(m, MOVE_EV_CANCEL);
+}
+
+bool move_user_may_pause(const Move *m)
+{
+	return m->state >= MOVE_S_CONNECT && m->state <= MOVE_S_PERFORM;
+}
+
+void move_user_paused(Move *m, bool paused)
+{
+	if (!move_active(m))
+		return;
+	m->was_running = !paused;
+	move_fact(m, MOVE_FACT_WAS_RUNNING, !paused);
+}
+
+/* ---- QEMU's word ---- */
+
+void move_qemu_event(Move *m, const char *name, json_object *data, uint64_t at)
+{
+	const char *status;
+
+	if (streq(name, "STOP")) {
+		m->t.stop = at;
+		perform_stop(m);
+	} else if (streq(name, "RESUME")) {
+		m->t.resumed = at;
+		if (move_is_target(m))
+			return;
+		/* A cancelled or failed migration resumes by itself. */
+		keeper_set_state(m->k, VM_RUNNING, "migration cancelled");
+		wait_done(m->k, WAIT_RUNNING);
+	} else if (streq(name, "MIGRATION") && json_get_string(data, "status", &status)) {
+		log_debug("QEMU: migration %s", status);
+		if (move_is_target(m))
+			target_migration_event(m, status);
+		else
+			perform_migration_event(m, status);
+	}
+}
+
+/* ---- life ---- */
+
+Move *move_new(Keeper *k)
+{
+	Move *m = xcalloc(1, sizeof(*m));
+
+	m->k = k;
+	m->prove_fd = -1;
+	m->state = MOVE_S_IDLE;
+	return m;
+}
+
+static void drop_sources(Move *m)
+{
+	sd_event_source **all[] = {&m->deadline,    &m->timeout,    &m->progress,	&m->hold_timer,
+				   &m->watchdog,    &m->prove_io,   &m->prove_timer,	&m->retry_timer,
+				   &m->delta_timer, &m->gate_timer, &m->announce_timer, &m->settle_timer};
+
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++)
+		*all[i] = sd_event_source_disable_unref(*all[i]);
+}
+
+static void drop_contents(Move *m)
+{
+	drop_sources(m);
+	m->data = data_free(m->data);
+	m->link = link_free(m->link);
+	ct_follow_free(m->follow);
+	ct_apply_free(m->apply);
+	ct_select_free(m->select);
+	sd_bus_message_unref(m->prepare_message);
+	sd_bus_message_unref(m->finish_message);
+	for (size_t i = 0; m->probes && m->probes[i]; i++)
+		(void)unlink(m->probes[i]);
+	strv_free(m->probes);
+	cookie_clear(&hello_reply, &m->hello);
+	cookie_clear(&prepare_reply, &m->prepared);
+	cookie_clear(&outcome_reply, &m->outcome);
+	cookie_clear(&prepare_cookie, &m->prepare);
+	move_options_clear(&m->opt);
+	destination_free(m->dest);
+	error_free(m->error);
+	strv_free(m->warnings);
+	sd_bus_message_unref(m->check_message);
+	fd_close(m->prove_fd);
+	free(m->prove_failure);
+	free(m->transport_reason);
+	free(m->token);
+	free(m->psk);
+	free(m->uri);
+	free(m->outcome_text);
+	free(m->ct_problem);
+}
+
+void move_reset(Move *m)
+{
+	Move fresh = {.k = m->k,
+		      .state = m->state,
+		      .facts = m->facts & (MOVE_FACT_ALIVE | MOVE_FACT_OWNER),
+		      .draining = m->draining,
+		      .queued = m->queued,
+		      .prove_fd = -1};
+
+	memcpy(fresh.queue, m->queue, sizeof(m->queue));
+	drop_contents(m);
+	*m = fresh;
+}
+
+Move *move_free(Move *m)
+{
+	if (!m)
+		return NULL;
+	drop_contents(m);
+	free(m);
+	return NULL;
+}
+
+void move_save(Move *m)
+{
+	_cleanup_free_ char *path = runtime_path(m->k->name, "move");
+	_cleanup_json_ json_object *o = json_build("id", "s", m->id, "target", "b", (int)move_is_target(m), "running",
+						   "b", (int)m->was_running, "destination", "s", m->opt.destination,
+						   "resumed", "b", (int)(m->state == MOVE_T_OWNER), NULL);
+	const char *text = json_text(o);
+
+	(void)file_write(path, text, strlen(text), 0600, false);
+}

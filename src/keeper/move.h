@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include "keeper/keeper.h"
+
+/*
+ * One migration of one side, as the engine's table has it: move.c holds the state, queues events and runs the rows'
+ * actions, which are in source.c, switchover.c, confirm.c and target.c.
+ */
+
+/* What a person may set; docs/control.md. */
+typedef struct MoveOptions {
+	char *destination, *transport, *data_address, *remote_command, *ssh, *ssh_auth_sock, *to_definition;
+	uint64_t bandwidth; /* bytes/s, 0: no limit */
+	uint64_t downtime;  /* ms */
+	uint64_t timeout;   /* s, 0: none */
+	bool conntrack, live;
+	bool check_only; /* vmferry check */
+} MoveOptions;
+
+typedef struct MoveTimes { /* CLOCK_MONOTONIC, microseconds; 0: not reached */
+	uint64_t begun, phase_begun, ended;
+	uint64_t stop;	     /* STOP, by QEMU's timestamp */
+	uint64_t hold;	     /* pre-switchover seen */
+	uint64_t delta_done; /* last delta handed to the link */
+	uint64_t postmigrate;
+	uint64_t committed; /* COMMIT durable */
+	uint64_t finish_sent, answered;
+	uint64_t barrier_answered; /* the last delta's reply */
+	/* target */
+	uint64_t finish_came, loaded, gate_passed, journalled, cont_sent, resumed;
+} MoveTimes;
+
+#define MOVE_QUEUE 16
+#define MOVE_PHASES 16
+#define MOVE_WARNINGS_MAX 32
+
+struct Move {
+	Keeper *k;
+	MoveState state;
+	unsigned int facts;
+	MoveEvent queue[MOVE_QUEUE];
+	size_t queued;
+	bool draining;
+	char id[33];
+	MoveOptions opt;
+	MoveTimes t;
+	struct {
+		const char *name;
+		uint64_t usec;
+	} phases[MOVE_PHASES];
+	size_t n_phases;
+	Error *error; /* the first one */
+	const char *error_phase;
+	char **warnings;
+	sd_bus_message *check_message; /* check_only: what is answered at the end */
+	sd_event_source *deadline, *timeout, *progress, *hold_timer, *watchdog;
+	bool was_running; /* the guest, when it began: rule B 12 */
+	const char *was_reason;
+	char *outcome_text; /* why it ended as it did: "running there" ... */
+	const char *status; /* "completed", "failed", "cancelled", "in-doubt" */
+	bool reported;	    /* in-doubt was told to who waits */
+
+	/* source */
+	Destination *dest;
+	Link *link;
+	HelloReply hello;
+	PrepareReply prepared;
+	OutcomeReply outcome;
+	const char *transport;
+	char *transport_reason;
+	char *token, *psk;
+	int prove_fd;
+	sd_event_source *prove_io, *prove_timer;
+	char prove_line[80];
+	size_t prove_have;
+	char *prove_failure;
+	Data *data;
+	char *uri;
+	unsigned int qmp_pending;
+	bool ping_pending, ping_done;
+	unsigned int settle_tries;
+	unsigned int reconnects;
+	sd_event_source *retry_timer;
+	char **probes; /* files made to prove shared disks */
+	uint64_t ram_total, ram_transferred, ram_remaining, dirty_rate, rate, predicted_pause_ms;
+	uint64_t progress_at, progress_transferred, converge_since;
+	bool warned_converge;
+	uint64_t downtime_now; /* ms, the limit QEMU has; it is raised to what is allowed */
+
+	/* connections */
+	CtSelect *select;
+	CtFollow *follow;
+	sd_event_source *delta_timer;
+	bool follow_wanted, delta_in_flight, delta_full, delta_lost, follow_without_events;
+	uint64_t resynced;
+	uint64_t followed, last_delta_entries;
+	CtApply *apply;
+
+	/* target */
+	PeerConnection *from;
+	PrepareCookie prepare;
+	sd_bus_message *prepare_message, *finish_message;
+	uint64_t lease_generation, finish_since;
+	sd_event_source *gate_timer, *announce_timer, *settle_timer;
+	unsigned int announced;
+	const char *gate; /* "barrier", "timeout", "none" */
+	char *ct_problem;
+	bool attached;
+};
+
+/* ---- move.c ---- */
+Move *move_new(Keeper *k);
+Move *move_free(Move *m);
+/** move_reset() - forget the last migration, ready for the next; the state becomes S_IDLE or T_IDLE */
+void move_reset(Move *m);
+/** move_event() - something happened: queue it, run rows until nothing is left */
+void move_event(Move *m, MoveEvent event);
+/** move_fact() - set or clear a fact the rows look at */
+void move_fact(Move *m, MoveFact fact, bool on);
+/** move_progress_made() - begin the present deadline anew */
+void move_progress_made(Move *m);
+/** move_cancel() - a person's wish; valid before COMMIT only (the caller checks) */
+void move_cancel(Move *m);
+/** move_retry_now() - in doubt: ask again now */
+void move_retry_now(Move *m);
+/** move_user_may_pause() - whether a person may pause or resume the guest now; move_user_paused(): he did */
+bool move_user_may_pause(const Move *m);
+void move_user_paused(Move *m, bool paused);
+/** move_fail() - keep the first error and feed FAILED; @err is taken over */
+void move_fail(Move *m, Error *err);
+/** move_error() - keep an error as the first one, unless there is one; @err is taken over */
+void move_error(Move *m, Error *err);
+void move_warn(Move *m, const char *fmt, ...) _printf_(2, 3);
+/** move_active() - whether a migration is under way on this side */
+bool move_active(const Move *m);
+bool move_is_target(const Move *m);
+/** move_save() - RUNTIME_DIR/NAME/move: which migration and side, for a keeper that comes after us */
+void move_save(Move *m);
+/** move_recover() - a keeper came (back): go on from the journal and QEMU's state. @qemu: a living QEMU was found */
+void move_recover(Keeper *k, bool qemu);
+/** move_qemu_event() - a QMP event while a migration is under way */
+void move_qemu_event(Move *m, const char *name, json_object *data, uint64_t at);
+/** move_qemu_ready() - QMP of an incoming QEMU is usable */
+void move_qemu_ready(Move *m);
+
+/* An action returns 0, or a negative errno with m's error set: then the state stays. */
+typedef int (*MoveDo)(Move *m);
+
+/* ---- source.c: Begin, Prepare ---- */
+/**
+ * move_start() - begin a migration, or a check of one
+ * @options: contents taken over on success
+ * @check:   the call that a check answers; NULL for a migration
+ *
+ * Return: 0; -EBUSY, -EINVAL or another negative errno with @err set: nothing has begun.
+ */
+int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **err);
+/** source_connect() - (re)open the link of this migration */
+int source_connect(Move *m, Error **err);
+/** source_call() - call a Peer1 method with a cookie; a failure to send becomes the migration's error */
+int source_call(Move *m, const char *method, const CookieTable *table, const void *cookie, uint64_t timeout_usec,
+		sd_bus_message_handler_t reply);
+int do_connect(Move *m);
+int do_hello(Move *m);
+int do_prove(Move *m);
+int do_send_prepare(Move *m);
+void move_options_clear(MoveOptions *options);
+
+/* ---- perform.c: Perform and the switch ---- */
+/** migration_capabilities() - arguments of migrate-set-capabilities; both sides set the same */
+json_object *migration_capabilities(bool multifd);
+int do_open_data(Move *m);
+int do_preallocate(Move *m);
+int do_start_migrate(Move *m);
+int do_last_delta(Move *m);
+int do_continue(Move *m);
+void perform_migration_event(Move *m, const char *status);
+void perform_hold(Move *m);
+void perform_stop(Move *m);
+/** perform_silent() - set the error for a data channel whose far end takes nothing in */
+void perform_silent(const Move *m, Error **err);
+int perform_set(Keeper *k, uint64_t bandwidth, uint64_t downtime_ms, Error **err);
+
+/* ---- follow.c: connections on the source ---- */
+void follow_start(Move *m);
+void follow_stop(Move *m);
+/** vm_addresses() - all addresses of a VM's NICs; strv_free() it */
+char **vm_addresses(const VmDefinition *def);
+
+/* ---- confirm.c: commit, outcome, and the way back ---- */
+int do_journal_commit(Move *m);
+int do_release_lease(Move *m);
+int do_send_finish(Move *m);
+int do_reconnect(Move *m);
+int do_drop_link(Move *m);
+int do_send_outcome(Move *m);
+int do_acquire_lease(Move *m);
+int do_journal_owner(Move *m);
+int do_resume(Move *m);
+int do_end(Move *m);
+int do_journal_gone(Move *m);
+int do_kill_qemu(Move *m);
+int do_flush(Move *m);
+int do_note(Move *m);
+int do_forget(Move *m);
+int do_settle(Move *m);
+int do_cont_back(Move *m);
+int do_send_abort(Move *m);
+/** confirm_qemu_gone() - the source's QEMU is reaped: a completed migration can be told */
+void confirm_qemu_gone(Move *m);
+
+/* ---- admit.c ---- */
+/**
+ * target_admit() - whether this host takes the VM of a Prepare: name, transport, policy, disks, resources
+ * @ret: its definition, with this host's QEMU program
+ *
+ * Return: 0, or negative errno with @err and hint set; nothing has been changed.
+ */
+int target_admit(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Error **err);
+
+/* ---- target.c, owner.c ---- */
+int do_start_qemu(Move *m);
+int do_prepare_reply(Move *m);
+int do_arm_gate(Move *m);
+int do_journal_committed(Move *m);
+int do_cont(Move *m);
+int do_say_running(Move *m);
+int do_say_lost(Move *m);
+int do_announce(Move *m);
+int do_journal_aborted(Move *m);
+int do_say_never(Move *m);
+/** target_prepare() - Prepare came: check it all; the message is answered later or now. Return: as a vtable method */
+int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *error);
+/** target_delta() - connection records came */
+int target_delta(PeerConnection *c, const void *data, size_t len, bool last, Error **err);
+int target_finish(PeerConnection *c, sd_bus_message *message, sd_bus_error *error);
+int target_outcome(PeerConnection *c, sd_bus_message *message, const char *id, sd_bus_error *error);
+void target_migration_event(Move *m, const char *status);
+/** target_answer() - answer Finish or Outcome, if it was asked */
+void target_answer(Move *m, const char *outcome, bool alive);
+/** target_tombstone() - journal ABORTED before Never is said, so that it is true for ever */
+int target_tombstone(Keeper *k, const char *id, Error **err);
+/** target_settle() - true timeouts and strict checks for the connections taken over; at its time, or earlier */
+void target_settle(Move *m);
+/** target_end() - after Never: nothing is left here */
+void target_end(Move *m);
+/** target_data() - a data stream with a matching token: hand it to QEMU; @fd is taken over */
+void target_data(Keeper *k, int fd);
+
+/* ---- data.c: data channels ---- */
+/**
+ * data_open() - open a data channel for a transport whose stream the keepers own (ssh, tunnel, unix)
+ * @opened: called once with the connected fd (handed over), or -1 and an error (borrowed)
+ */
+int data_open(Move *m, void (*opened)(Move *m, int fd, const Error *err), Error **err);
+Data *data_free(Data *data);
+
+/* ---- report.c ---- */
+json_object *report_result(Move *m);
+json_object *report_progress(Move *m);
+json_object *report_check(Move *m);
+json_object *report_status(Keeper *k);
+json_object *report_show(Keeper *k);

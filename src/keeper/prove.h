@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include <sys/socket.h>
+
+#include "keeper/keeper.h"
+
+/*
+ * Proof of the data address. QEMU's own port must not be touched (a plain connection would end the incoming QEMU), so
+ * the target's keeper listens on the same address and port range for a moment and answers a token.
+ */
+
+/** prove_listen() - listen on migration-address for this connection's source. Return: 0 or negative errno */
+int prove_listen(PeerConnection *c);
+unsigned int prove_port(PeerConnection *c);
+void prove_close(PeerConnection *c);
+
+/**
+ * address_socket() - a TCP socket and the address to bind or connect it to
+ * @address: numeric IPv4 or IPv6, no brackets
+ *
+ * Return: a non-blocking socket, or negative errno.
+ */
+int address_socket(const char *address, unsigned int port, struct sockaddr_storage *ret, socklen_t *ret_len);

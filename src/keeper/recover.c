@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A keeper came back. What it does follows from the journal, from the note a migration leaves in the runtime directory,
+ * and from what QEMU itself says; docs/protocol.md, "Restart".
+ */
+#include <errno.h>
+
+#include "keeper/move.h"
+
+/* What move_save() left. Return: whether a migration was under way. */
+static bool load_move(Move *m, bool *ret_target, bool *ret_resumed)
+{
+	_cleanup_free_ char *path = runtime_path(m->k->name, "move"), *text = NULL;
+	_cleanup_json_ json_object *o = NULL;
+	const char *id, *destination;
+	size_t len;
+
+	if (file_read(path, 4096, &text, &len) < 0 || !(o = json_parse(text, len)))
+		return false;
+	if (!json_get_string(o, "id", &id) || !text_is_id(id) || !json_get_bool(o, "target", ret_target))
+		return false;
+	memcpy(m->id, id, sizeof(m->id));
+	(void)json_get_bool(o, "resumed", ret_resumed);
+	(void)json_get_bool(o, "running", &m->was_running);
+	if (json_get_string(o, "destination", &destination))
+		m->opt.destination = xstrdup(destination);
+	return true;
+}
+
+static void begin_at(Move *m, MoveState state, const char *why)
+{
+	log_warning("%s: going on in %s", why, move_state_name(state));
+	m->state = state;
+	m->t.begun = m->t.phase_begun = now_usec();
+	m->was_reason = "unknown";
+	m->opt.live = m->opt.conntrack = true;
+	move_fact(m, MOVE_FACT_WAS_RUNNING, m->was_running);
+	move_fact(m, MOVE_FACT_FOLLOW_DONE, true);
+}
+
+static void take_record(Move *m, const JournalRecord *record)
+{
+	memcpy(m->id, record->id, sizeof(m->id));
+	m->was_running = record->running;
+	free(m->opt.destination);
+	m->opt.destination = xstrdup(record->peer);
+	if (record->peer[0] && destination_parse(record->peer, &m->dest, NULL) < 0)
+		log_error("the journal's destination '%s' cannot be used", record->peer);
+}
+
+static void recover_source(Move *m, const JournalRecord *record)
+{
+	Error *err = NULL;
+
+	switch (record->kind) {
+	case JOURNAL_COMMIT:
+		take_record(m, record);
+		begin_at(m, MOVE_S_DOUBT, "the guest was committed to another host");
+		keeper_set_state(m->k, VM_IN_DOUBT, "committed, no answer");
+		move_event(m, MOVE_EV_RESTART);
+		return;
+	case JOURNAL_GONE:
+		take_record(m, record);
+		begin_at(m, MOVE_S_DESTROY, "the guest has moved");
+		move_event(m, MOVE_EV_RESTART);
+		return;
+	case JOURNAL_NONE:
+	case JOURNAL_OWNER:
+	case JOURNAL_COMMITTED:
+	case JOURNAL_ABORTED:
+	case _JOURNAL_KIND_MAX:
+		break;
+	}
+	begin_at(m, MOVE_S_CANCEL, "a migration was under way when the keeper was killed");
+	error_set(&err, -EINTR, "the keeper was restarted during the migration");
+	move_error(m, err);
+	move_event(m, MOVE_EV_RESTART);
+}
+
+static void recover_target(Move *m, const char *run_state)
+{
+	const JournalRecord *record = journal_find(m->k->journal, m->id);
+	Error *err = NULL;
+
+	move_fact(m, MOVE_FACT_RESTARTED, true);
+	m->k->incoming = true;
+	m->gate = "none";
+	if (!record || record->kind != JOURNAL_COMMITTED) {
+		begin_at(m, MOVE_T_ABORT, "a migration to this host was not committed");
+		error_set(&err, -EINTR, "the target's keeper was restarted during the migration");
+		move_error(m, err);
+		move_event(m, MOVE_EV_RESTART);
+		return;
+	}
+	m->was_running = record->running;
+	/* Loaded and never run: finish what was committed. Else it has run: it is ours as it is. */
+	begin_at(m, MOVE_T_CONT, "the guest was taken over");
+	if (streq(run_state, "running"))
+		m->was_running = false;
+	move_event(m, MOVE_EV_RESTART);
+	if (streq(run_state, "running"))
+		keeper_set_state(m->k, VM_RUNNING, "migrated");
+}
+
+static void on_status(json_object *ret, const char *error, void *userdata)
+{
+	Keeper *k = userdata;
+	Move *m = k->move;
+	const JournalRecord *last = journal_last(k->journal);
+	bool target = false, resumed = false, moving = load_move(m, &target, &resumed);
+	const char *status = "";
+
+	if (error || !json_get_string(ret, "status", &status))
+		return; /* QEMU's exit decides */
+	log_info("QEMU says: %s", status);
+	keeper_say_ready(k, NULL);
+	if (moving && target) {
+		recover_target(m, status);
+	} else if (last->kind == JOURNAL_COMMIT || last->kind == JOURNAL_GONE || moving) {
+		if (streq(status, "running"))
+			k->state = VM_RUNNING;
+		recover_source(m, last);
+	} else if (streq(status, "shutdown")) {
+		keeper_set_state(k, VM_SHUTOFF, "shutdown");
+		machine_kill(k);
+	} else if (streq(status, "running")) {
+		keeper_set_state(k, VM_RUNNING, "keeper restarted");
+	} else if (streq(status, "prelaunch") || (streq(status, "paused") && k->was_starting)) {
+		log_warning("the guest had not been started yet: starting it");
+		machine_go_on_starting(k);
+	} else {
+		keeper_set_state(k, VM_PAUSED, "keeper restarted");
+	}
+}
+
+void move_recover(Keeper *k, bool qemu)
+{
+	Move *m = k->move;
+	bool target = false, resumed = false;
+
+	if (qemu) {
+		machine_qmp(k, "query-status", NULL, on_status, k);
+		return;
+	}
+	if (load_move(m, &target, &resumed) && target)
+		return;
+	recover_source(m, journal_last(k->journal));
+}

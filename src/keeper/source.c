@@ -1,0 +1,596 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The source's Begin and Prepare: who, where, by which way. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "keeper/move.h"
+#include "keeper/prove.h"
+
+#define PROVE_USEC (1 * USEC_PER_SEC)
+#define MULTIFD_CHANNELS 2
+
+void move_options_clear(MoveOptions *o)
+{
+	free(o->destination);
+	free(o->transport);
+	free(o->data_address);
+	free(o->remote_command);
+	free(o->ssh);
+	free(o->ssh_auth_sock);
+	free(o->to_definition);
+	*o = (MoveOptions){};
+}
+
+/* ---- what is in the way, seen from here ---- */
+
+static int check_disk(const VmDisk *d, Error **err)
+{
+	if (!d->shared && !d->readonly) {
+		error_set(err, -ENOTSUP, "disk %s (%s) is not shared between the hosts, and storage does not move yet",
+			  d->id, d->file);
+		error_hint(err, "put it on storage both hosts see, and say shared = true in the definition");
+		return -ENOTSUP;
+	}
+	if (d->cache != CACHE_NONE && d->cache != CACHE_DIRECTSYNC && !d->readonly) {
+		error_set(err, -EINVAL,
+			  "disk %s: cache = \"%s\" is not safe for a migration: the target may read stale data", d->id,
+			  disk_cache_to_string(d->cache));
+		error_hint(err, "use cache = \"none\" or \"directsync\"");
+		return -EINVAL;
+	}
+	return 0;
+}
+
+static int check_blockers(Keeper *k, const MoveOptions *o, Error **err)
+{
+	int r = 0;
+
+	if (move_active(k->move)) {
+		error_set(err, -EBUSY, "a migration of %s is under way already", k->name);
+		error_hint(err, "see vmferry status %s", k->name);
+		return -EBUSY;
+	}
+	if (k->state != VM_RUNNING && k->state != VM_PAUSED && !(k->state == VM_SHUTOFF && k->incoming && k->def))
+		return error_set(err, -EBUSY, "%s is %s: there is no running guest to move", k->name,
+				 vm_state_to_string(k->state));
+	if (!keeper_owner(k)) {
+		error_set(err, -EPERM, "the journal says that %s is not this host's", k->name);
+		error_hint(err, "see vmferry status and vmferry log %s, here and on the other host", k->name);
+		return -EPERM;
+	}
+	if (o->transport && transport_choice_from_string(o->transport) < 0) {
+		error_set(err, -EINVAL, "'%s' is no transport", o->transport);
+		error_hint(err, "transports are auto, tls, tcp, ssh, tunnel and unix");
+		return -EINVAL;
+	}
+	for (size_t i = 0; r == 0 && i < k->def->n_disks; i++)
+		r = check_disk(&k->def->disks[i], err);
+	return r;
+}
+
+/* A target's definition may differ where the guest cannot see it. */
+static int take_definition(Move *m, Error **err)
+{
+	_cleanup_(vm_definition_freep)
+	VmDefinition *to = NULL;
+	_cleanup_strv_ char **differences = NULL;
+	int r;
+
+	if (!m->opt.to_definition)
+		return 0;
+	r = vm_definition_parse(m->k->name, m->opt.to_definition, "--to-definition", &to, err);
+	if (r < 0)
+		return r;
+	vm_definition_pin(to, m->k->def);
+	if (vm_abi_compare(m->k->def, to, &differences) > 0) {
+		error_set(err, -EINVAL, "the target's definition changes what the guest sees: %s%s", differences[0],
+			  differences[1] ? " (and more)" : "");
+		error_hint(err, "only host paths, bridges and listen addresses may differ");
+		return -EINVAL;
+	}
+	free(m->opt.to_definition);
+	m->opt.to_definition = vm_definition_text(to);
+	return 0;
+}
+
+static int on_timeout(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	Move *m = userdata;
+	_cleanup_error_ Error *err = NULL;
+
+	(void)usec;
+	m->timeout = sd_event_source_disable_unref(source);
+	if (move_committed(m->state) || !move_active(m))
+		return 0;
+	error_set(&err, -ETIMEDOUT, "not done within %" PRIu64 " s (predicted pause %" PRIu64 " ms)", m->opt.timeout,
+		  m->predicted_pause_ms);
+	error_hint(&err, "allow a longer pause (--downtime), more bandwidth, or more time (--timeout)");
+	move_error(m, TAKE_PTR(err));
+	move_event(m, MOVE_EV_DEADLINE);
+	return 0;
+}
+
+int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **err)
+{
+	Move *m = k->move;
+	_cleanup_free_ char *id = text_random_id();
+	int r;
+
+	r = check_blockers(k, options, err);
+	if (r < 0 && r != -ENOTSUP)
+		return r;
+	if (r < 0 && !check)
+		return r;
+	target_settle(m); /* what came with it a moment ago is settled before it goes on */
+	move_reset(m);
+	m->state = MOVE_S_IDLE;
+	if (r < 0) {
+		move_warn(m, "%s", (*err)->message); /* a check goes on and reports */
+		m->error = TAKE_PTR(*err);
+		m->error_phase = "Begin";
+	}
+	m->opt = *options;
+	*options = (MoveOptions){};
+	r = destination_parse(m->opt.destination, &m->dest, err);
+	if (r >= 0)
+		r = take_definition(m, err);
+	if (r < 0) {
+		move_reset(m);
+		return r;
+	}
+	memcpy(m->id, id, sizeof(m->id));
+	m->check_message = sd_bus_message_ref(check);
+	m->t.begun = m->t.phase_begun = now_usec();
+	m->was_running = k->state == VM_RUNNING;
+	m->was_reason = k->reason;
+	move_fact(m, MOVE_FACT_WAS_RUNNING, m->was_running);
+	move_fact(m, MOVE_FACT_OWNER, keeper_owner(k));
+	move_fact(m, MOVE_FACT_ALIVE, k->qemu != NULL);
+	move_fact(m, MOVE_FACT_FOLLOW_DONE, true);
+	move_fact(m, MOVE_FACT_OFFLINE, k->qemu == NULL);
+	if (!k->qemu)
+		m->opt.conntrack = false;
+	log_info("migration %s of %s (%s) to %s: transport=%s conntrack=%d live=%d bandwidth=%" PRIu64
+		 " downtime=%" PRIu64 " timeout=%" PRIu64,
+		 m->id, k->name, vm_state_to_string(k->state), m->opt.destination,
+		 m->opt.transport ? m->opt.transport : "auto", m->opt.conntrack, m->opt.live, m->opt.bandwidth,
+		 m->opt.downtime, m->opt.timeout);
+	if (m->opt.timeout)
+		(void)sd_event_add_time_relative(k->event, &m->timeout, CLOCK_MONOTONIC, m->opt.timeout * USEC_PER_SEC,
+						 0, on_timeout, m);
+	move_save(m);
+	move_event(m, MOVE_EV_MIGRATE);
+	return 0;
+}
+
+/* ---- the link ---- */
+
+static void on_link_up(void *userdata)
+{
+	Move *m = userdata;
+
+	move_fact(m, MOVE_FACT_LINK, true);
+	move_event(m, m->state == MOVE_S_DOUBT ? MOVE_EV_REACHED : MOVE_EV_LINK_UP);
+}
+
+static void on_link_lost(const Error *err, void *userdata)
+{
+	Move *m = userdata;
+	Error *copy = NULL;
+
+	move_fact(m, MOVE_FACT_LINK, false);
+	if (m->state == MOVE_S_DOUBT) {
+		log_info("in doubt: %s", err ? err->message : "the link is cut");
+		(void)do_reconnect(m);
+		return;
+	}
+	if (!move_committed(m->state)) {
+		error_set(&copy, err ? err->code : -EPIPE, "%s", err ? err->message : "the link is cut");
+		if (err && err->hint)
+			error_hint(&copy, "%s", err->hint);
+		move_error(m, copy);
+	} else {
+		log_warning("the link is cut after the commit: %s", err ? err->message : "EOF");
+	}
+	move_event(m, MOVE_EV_LINK_LOST);
+}
+
+int source_connect(Move *m, Error **err)
+{
+	static const LinkHandlers handlers = {.up = on_link_up, .lost = on_link_lost};
+	HostConf *conf = m->k->conf;
+	LinkOptions options = {
+		.destination = m->dest,
+		.how = {.ssh = m->opt.ssh ? m->opt.ssh : getenv("VMFERRY_SSH"),
+			.ssh_auth_sock = m->opt.ssh_auth_sock,
+			.remote_command = m->opt.remote_command ? m->opt.remote_command : conf->remote_command},
+		.connect_usec = conf->deadlines.connect,
+		.silence_usec = conf->deadlines.link,
+	};
+
+	memcpy(options.preamble.name, m->k->name, strlen(m->k->name) + 1);
+	memcpy(options.preamble.id, m->id, sizeof(m->id));
+	m->link = link_free(m->link);
+	return link_connect(m->k->event, &options, &handlers, m, &m->link, err);
+}
+
+int do_connect(Move *m)
+{
+	Error *err = NULL;
+	int r;
+
+	if (m->opt.ssh_auth_sock && !m->dest->exec && !m->opt.check_only)
+		log_warning("your ssh agent is lent to this migration: %s", m->opt.ssh_auth_sock);
+	r = source_connect(m, &err);
+	move_error(m, err);
+	return r;
+}
+
+/* ---- calls ---- */
+
+int source_call(Move *m, const char *method, const CookieTable *table, const void *cookie, uint64_t timeout_usec,
+		sd_bus_message_handler_t reply)
+{
+	_cleanup_(sd_bus_message_unrefp)
+	sd_bus_message *call = NULL;
+	sd_bus *bus = link_bus(m->link);
+	Error *err = NULL;
+	int r;
+
+	if (!bus)
+		r = -ENOTCONN;
+	else
+		r = sd_bus_message_new_method_call(bus, &call, NULL, PEER_PATH, PEER_INTERFACE, method);
+	if (r >= 0)
+		r = cookie_append(call, table, cookie);
+	if (r >= 0)
+		r = sd_bus_call_async(bus, NULL, call, reply, m, timeout_usec);
+	if (r < 0) {
+		error_set(&err, r, "cannot send %s: %s", method, strerror(-r));
+		move_error(m, err);
+	}
+	return r;
+}
+
+static int on_remote_log(sd_bus_message *msg, void *userdata, sd_bus_error *error)
+{
+	_cleanup_free_ char *clean = NULL;
+	Move *m = userdata;
+	const char *text;
+	int level;
+
+	(void)error;
+	if (sd_bus_message_read(msg, "is", &level, &text) < 0)
+		return 0;
+	clean = text_clean(text, 512);
+	log_line(level <= LOG_LEVEL_ERROR ? LOG_LEVEL_WARNING : LOG_LEVEL_INFO, "%s says: %s",
+		 m->hello.host_name ? m->hello.host_name : "target", clean);
+	return 0;
+}
+
+static int on_receiving(sd_bus_message *msg, void *userdata, sd_bus_error *error)
+{
+	Move *m = userdata;
+
+	(void)msg;
+	(void)error;
+	move_fact(m, MOVE_FACT_TARGET_ACTIVE, true);
+	move_event(m, MOVE_EV_RECEIVING);
+	return 0;
+}
+
+/* Whether connections travel, and a word when they do not. */
+static void decide_conntrack(Move *m)
+{
+	_cleanup_free_ char *why = text_clean(m->hello.conntrack_reason ? m->hello.conntrack_reason : "", 200);
+
+	m->follow_wanted = m->opt.conntrack && m->hello.conntrack && !m->opt.check_only;
+	if (m->facts & MOVE_FACT_OFFLINE)
+		return;
+	if (!m->opt.conntrack)
+		move_warn(m, "conntrack is off: active connections might get dropped");
+	else if (!m->hello.conntrack)
+		move_warn(m, "the target cannot take connection state (%s): active connections might get dropped", why);
+	else if (*why)
+		move_warn(m, "connections might get dropped: %s", why);
+}
+
+static int on_hello_reply(sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	Move *m = userdata;
+	Error *err = NULL;
+	int r;
+
+	(void)error;
+	if (m->state != MOVE_S_HELLO)
+		return 0;
+	r = bus_error_read(reply, "Hello", &err);
+	if (r >= 0)
+		r = cookie_read(reply, &hello_reply, peer_features, &m->hello, &err);
+	if (r >= 0 && streq(m->hello.host_id, m->k->conf->host_id))
+		r = error_set(&err, -EINVAL,
+			      "%s answers with this host's own id, %s: it is the same host, or a copy of it",
+			      m->hello.host_name, m->hello.host_id);
+	if (r < 0) {
+		move_fail(m, err);
+		return 0;
+	}
+	decide_conntrack(m);
+	move_event(m, MOVE_EV_HELLO_OK);
+	return 0;
+}
+
+int do_hello(Move *m)
+{
+	HostConf *conf = m->k->conf;
+	sd_bus *bus = link_bus(m->link);
+	HelloCookie hello = {
+		.version = PEER_VERSION,
+		.features = (char **)(uintptr_t)peer_features,
+		.software = (char *)VMFERRY_VERSION,
+		.host_id = conf->host_id,
+		.host_name = conf->host_name,
+		.vm = m->k->name,
+		.id = m->id,
+	};
+
+	(void)sd_bus_match_signal_async(bus, NULL, NULL, PEER_PATH, PEER_INTERFACE, "Log", on_remote_log, NULL, m);
+	(void)sd_bus_match_signal_async(bus, NULL, NULL, PEER_PATH, PEER_INTERFACE, "Receiving", on_receiving, NULL, m);
+	return source_call(m, "Hello", &hello_cookie, &hello, conf->deadlines.prepare, on_hello_reply);
+}
+
+/* ---- the transport ---- */
+
+static void choose(Move *m, const char *transport, char *reason)
+{
+	m->prove_io = sd_event_source_disable_unref(m->prove_io);
+	m->prove_timer = sd_event_source_disable_unref(m->prove_timer);
+	m->prove_fd = fd_close(m->prove_fd);
+	m->transport = transport;
+	m->transport_reason = reason;
+	log_info("transport: %s (%s)", transport, reason);
+	move_event(m, MOVE_EV_PROVED);
+}
+
+/* Without a direct way QEMU's stream goes as the control link goes. */
+static void choose_indirect(Move *m, const char *why)
+{
+	choose(m, m->dest->exec ? "tunnel" : "ssh", xasprintf("%s", why));
+}
+
+static void proved(Move *m, bool ok, const char *why)
+{
+	TransportChoice wanted = m->opt.transport ? (TransportChoice)transport_choice_from_string(m->opt.transport)
+						  : m->k->conf->transport;
+	_cleanup_error_ Error *err = NULL;
+
+	if (ok && wanted == CHOICE_TCP) {
+		choose(m, "tcp", xasprintf("asked for; %s is proved", m->hello.address));
+	} else if (ok) {
+		choose(m, "tls", xasprintf("%s is proved", m->hello.address));
+	} else if (wanted == CHOICE_AUTO) {
+		choose_indirect(m, why);
+	} else {
+		error_set(&err, -EHOSTUNREACH, "%s", why);
+		error_hint(&err, "open migration-ports in the target's firewall, set migration-address there, or use "
+				 "--transport=ssh");
+		move_fail(m, TAKE_PTR(err));
+	}
+}
+
+static int on_prove_timeout(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	Move *m = userdata;
+	_cleanup_free_ char *why = xasprintf("the data address %s port %" PRIu64 " did not answer within 1 s",
+					     m->hello.address, m->hello.port);
+
+	(void)source;
+	(void)usec;
+	proved(m, false, why);
+	return 0;
+}
+
+static int on_prove_io(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	Move *m = userdata;
+	ssize_t n = read(fd, m->prove_line + m->prove_have, 32 - m->prove_have);
+	_cleanup_free_ char *why = NULL;
+
+	(void)source;
+	(void)revents;
+	if (n < 0 && errno == EAGAIN)
+		return 0;
+	if (n <= 0) {
+		why = xasprintf("the data address %s port %" PRIu64 ": %s", m->hello.address, m->hello.port,
+				n < 0 ? strerror(errno) : "somebody else answers there");
+		proved(m, false, why);
+		return 0;
+	}
+	m->prove_have += (size_t)n;
+	if (m->prove_have < 32)
+		return 0;
+	m->prove_line[32] = '\0';
+	if (m->hello.token && text_equal_secret(m->prove_line, m->hello.token))
+		proved(m, true, NULL);
+	else
+		proved(m, false, "somebody else answers on the data address");
+	return 0;
+}
+
+static int prove_connect(Move *m)
+{
+	struct sockaddr_storage sa;
+	socklen_t len;
+	int r;
+
+	m->prove_fd = r = address_socket(m->hello.address, (unsigned int)m->hello.port, &sa, &len);
+	if (r < 0)
+		return r;
+	if (connect(m->prove_fd, (struct sockaddr *)&sa, len) < 0 && errno != EINPROGRESS)
+		return -errno;
+	r = sd_event_add_io(m->k->event, &m->prove_io, m->prove_fd, EPOLLIN, on_prove_io, m);
+	return r < 0 ? r
+		     : sd_event_add_time_relative(m->k->event, &m->prove_timer, CLOCK_MONOTONIC, PROVE_USEC, 0,
+						  on_prove_timeout, m);
+}
+
+int do_prove(Move *m)
+{
+	TransportChoice wanted = m->opt.transport ? (TransportChoice)transport_choice_from_string(m->opt.transport)
+						  : m->k->conf->transport;
+	_cleanup_free_ char *why = NULL;
+	int r;
+
+	if (m->facts & MOVE_FACT_OFFLINE) {
+		choose(m, "none", xstrdup("the VM is off"));
+		return 0;
+	}
+	if (wanted == CHOICE_SSH || wanted == CHOICE_TUNNEL || wanted == CHOICE_UNIX) {
+		if (wanted == CHOICE_SSH && m->dest->exec) {
+			Error *err = NULL;
+
+			error_set(&err, -EINVAL, "transport ssh needs an ssh destination");
+			error_hint(&err, "with exec: use --transport=tunnel");
+			move_error(m, err);
+			return -EINVAL;
+		}
+		choose(m, transport_choice_to_string(wanted), xasprintf("asked for"));
+		return 0;
+	}
+	if (m->opt.data_address) {
+		free(m->hello.address);
+		m->hello.address = xstrdup(m->opt.data_address);
+	}
+	if (!m->hello.address || !m->hello.port) {
+		proved(m, false, "the target offers no data address (migration-address in its host.conf)");
+		return 0;
+	}
+	r = prove_connect(m);
+	if (r < 0) {
+		why = xasprintf("the data address %s port %" PRIu64 ": %s", m->hello.address, m->hello.port,
+				strerror(-r));
+		proved(m, false, why);
+	}
+	return 0;
+}
+
+/* ---- Prepare ---- */
+
+/*
+ * Proof that both hosts see the same file: a small file beside the image, made here and read there; where we may not
+ * make one, size and inode have to do. "ID SIZE INODE PROBE-TOKEN|-"
+ */
+static void add_proof(Move *m, const VmDisk *d, char ***proofs)
+{
+	_cleanup_free_ char *probe = xasprintf("%s.vmferry-%s", d->file, m->id), *token = text_random_id();
+	struct stat st = {};
+	bool made;
+
+	if (stat(d->file, &st) < 0)
+		return;
+	made = S_ISREG(st.st_mode) && file_write(probe, token, strlen(token), 0600, false) == 0;
+	if (made)
+		strv_push(&m->probes, TAKE_PTR(probe));
+	strv_add(proofs, "%s %" PRIu64 " %" PRIu64 " %s", d->id, (uint64_t)st.st_size,
+		 S_ISREG(st.st_mode) ? (uint64_t)st.st_ino : 0, made ? token : "-");
+}
+
+static void drop_probes(Move *m)
+{
+	for (size_t i = 0; m->probes && m->probes[i]; i++)
+		(void)unlink(m->probes[i]);
+	strv_free(TAKE_PTR(m->probes));
+}
+
+static int on_prepare_reply(sd_bus_message *reply, void *userdata, sd_bus_error *error)
+{
+	Move *m = userdata;
+	Error *err = NULL;
+	int r;
+
+	(void)error;
+	if (m->state != MOVE_S_PREPARE)
+		return 0;
+	drop_probes(m);
+	r = bus_error_read(reply, "Prepare", &err);
+	if (r >= 0)
+		r = cookie_read(reply, &prepare_reply, peer_features, &m->prepared, &err);
+	if (r < 0) {
+		move_fail(m, err);
+		return 0;
+	}
+	for (size_t i = 0; m->prepared.warnings && m->prepared.warnings[i]; i++) {
+		_cleanup_free_ char *clean = text_clean(m->prepared.warnings[i], 256);
+
+		move_warn(m, "%s: %s", m->hello.host_name, clean);
+	}
+	journal_forget_peer(m->k->journal, m->hello.host_id);
+	if (m->opt.check_only)
+		move_event(m, MOVE_EV_CANCEL);
+	else
+		move_event(m, MOVE_EV_PREPARE_OK);
+	return 0;
+}
+
+static void make_psk(Move *m)
+{
+	uint8_t key[32];
+
+	if (getrandom(key, sizeof(key), 0) != (ssize_t)sizeof(key))
+		abort();
+	free(m->psk);
+	m->psk = text_hex(key, sizeof(key));
+	explicit_bzero(key, sizeof(key));
+}
+
+static const char *run_state(const Move *m)
+{
+	if (m->facts & MOVE_FACT_OFFLINE)
+		return "shutoff";
+	return m->was_running ? "running" : "paused";
+}
+
+int do_send_prepare(Move *m)
+{
+	Keeper *k = m->k;
+	_cleanup_free_ char *definition = vm_definition_text(k->def);
+	_cleanup_strv_ char **proofs = NULL;
+	bool direct = streq(m->transport, "tls") || streq(m->transport, "tcp");
+	PrepareCookie cookie;
+	int r;
+
+	m->token = text_random_id();
+	if (streq(m->transport, "tls"))
+		make_psk(m);
+	for (size_t i = 0; i < k->def->n_disks; i++)
+		if (k->def->disks[i].shared)
+			add_proof(m, &k->def->disks[i], &proofs);
+	cookie = (PrepareCookie){
+		.id = m->id,
+		.uuid = k->def->uuid,
+		.definition = m->opt.to_definition ? m->opt.to_definition : definition,
+		.run_state = (char *)(uintptr_t)run_state(m),
+		.reason = (char *)(uintptr_t)m->was_reason,
+		.transport = (char *)(uintptr_t)m->transport,
+		.address = direct ? m->hello.address : NULL,
+		.psk = m->psk,
+		.token = m->token,
+		.channels = direct ? MULTIFD_CHANNELS : 0,
+		.conntrack = m->follow_wanted,
+		.autostart = k->def->autostart,
+		.disk_proofs = proofs,
+		.qemu_version = k->qemu_version,
+		.check_only = m->opt.check_only,
+	};
+	r = source_call(m, "Prepare", &prepare_cookie, &cookie, k->conf->deadlines.prepare, on_prepare_reply);
+	if (r < 0)
+		drop_probes(m);
+	else if (m->follow_wanted)
+		follow_start(m); /* while the target starts its QEMU: subscribing takes the kernel some milliseconds */
+	return r;
+}

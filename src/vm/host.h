@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include "basic/error.h"
+#include "vm/definition.h"
+
+/* host.conf (vmferry-host.conf(5)): this host as a whole, and what it takes from others. */
+
+typedef enum TransportChoice {
+	CHOICE_AUTO,
+	CHOICE_TLS,
+	CHOICE_TCP,
+	CHOICE_SSH,
+	CHOICE_TUNNEL,
+	CHOICE_UNIX,
+	_CHOICE_MAX
+} TransportChoice;
+const char *transport_choice_to_string(TransportChoice v);
+int transport_choice_from_string(const char *s);
+
+/* Deadlines in microseconds. */
+typedef struct HostDeadlines {
+	uint64_t connect;     /* ssh or exec until Hello is answered */
+	uint64_t prepare;     /* Prepare's answer */
+	uint64_t no_progress; /* Perform without a byte more */
+	uint64_t switchover;  /* STOP until the source's QEMU is in postmigrate */
+	uint64_t finish;      /* Finish's answer, before we call it "in doubt" */
+	uint64_t gate;	      /* conntrack's share of the pause, from STOP: 200 ms */
+	uint64_t link;	      /* a peer silent for so long is a cut link: 10 s */
+} HostDeadlines;
+
+typedef struct HostReceive {
+	char **peers;	      /* host ids or names that may send VMs; NULL: any that can log in */
+	char **prefixes;      /* guest addresses must lie in one of these ("10.0.0.0/24"); NULL: any */
+	char **bridges;	      /* NICs may be on these; NULL: any that exists */
+	char **disk_paths;    /* disks, kernel, initrd, firmware and lease must lie below one of these; NULL: any */
+	char **binaries;      /* QEMU programs a definition may name; NULL: only our own default */
+	bool qemu_args;	      /* whether a definition that arrives may carry qemu-args */
+	uint32_t marks_mask;  /* bits of ct mark that are taken over; 0: none */
+	uint64_t max_entries; /* of a VM's conntrack table */
+	uint64_t max_memory;  /* of one VM, bytes; 0: what is free */
+} HostReceive;
+
+typedef struct HostConf {
+	char *host_id;	 /* 32 hex digits by default (application-specific machine id), any [A-Za-z0-9_.-]{1,64} */
+	char *host_name; /* for people: gethostname() unless set */
+	char *migration_address;	 /* where other hosts' QEMU reach ours, NULL: not given */
+	unsigned int port_min, port_max; /* migration-ports, default 49152-49215 */
+	TransportChoice transport;
+	char *remote_command; /* default "vmferry receive" */
+	char *qemu_user;      /* who QEMU runs as, default "nobody" */
+	char *binary;	      /* this host's QEMU: decides over the definition of a VM that arrives; NULL: as defined */
+	HostReceive receive;
+	HostDeadlines deadlines;
+} HostConf;
+
+/** host_conf_parse() - as vm_definition_parse(); an empty text gives the defaults */
+int host_conf_parse(const char *text, const char *origin, HostConf **ret, Error **err);
+/** host_conf_load() - CONFIG_DIR/host.conf; a missing file gives the defaults */
+int host_conf_load(HostConf **ret, Error **err);
+void host_conf_free(HostConf *conf);
+DEFINE_CLEANUP(HostConf *, host_conf_free)
+
+/**
+ * host_policy_check() - whether this host takes a VM that arrives (`receive {}`), first thing that does not fit
+ * @peer_id, @peer_name: who sends it
+ *
+ * To be called when `binary` has been decided. Pure: looks at no file but for the real paths of those it names. Return:
+ * 0, or -EPERM with @err and hint set.
+ */
+int host_policy_check(const HostConf *conf, const char *peer_id, const char *peer_name, const VmDefinition *def,
+		      Error **err);
+
+/**
+ * host_check_resources() - whether this host has what the definition needs: bridges, disk files (openable, right kind),
+ * kernel, initrd, firmware, the QEMU program, memory (MemAvailable)
+ *
+ * Return: 0, or negative errno with @err and hint set.
+ */
+int host_check_resources(const HostConf *conf, const VmDefinition *def, Error **err);

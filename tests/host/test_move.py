@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A running guest moves between two hosts with strict firewalls, and its connections stay up."""
+
+import contextlib
+import os
+import subprocess
+
+import pytest
+from probe import ECHO
+from testbed import BUILD, Guest, wait_file
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not (BUILD / "src/cli/vmferry").exists(), reason="vmferry is not built"),
+]
+STREAMS = [
+    "bulk,10.0.0.5,pace=20000000", "bulk,fd00::5,pace=5000000", "ping,10.0.0.5", "ping,fd00::5",
+    "udp,10.0.0.5", "udp,fd00::5", "hold,10.0.0.5,count=100", "hold,fd00::5,count=100",
+]  # fmt: skip
+TCP = 204
+
+
+@pytest.fixture
+def vm(bed):
+    """web1, running on a; what is left of it when the test has ended would be the test's fault."""
+    guest = Guest()
+    bed.a.start("web1", guest)
+    return guest
+
+
+def longest_gap(result):
+    """What a stream may notice, ms: the pause, and a TCP that has doubled its retransmission time over it."""
+    return 2 * result["pause_ms"] + 1500
+
+
+def move(bed, guest, here, there, *options, destination=None):
+    """Move web1, check all that must be so after every move, return the result."""
+    boot = bed.ask(guest, "bootid")
+    result = here.migrate("web1", destination or there, *options)
+    assert bed.ask(guest, "bootid") == boot
+    assert (result["source"], result["target"]) == (here.name, there.name)
+    assert there.status("web1")["state"] == "running"
+    assert here.wait_clean() == []
+    assert here.status("web1") is None or here.status("web1")["state"] != "running"
+    return result
+
+
+def test_there_and_back(bed, vm):
+    with bed.probe(*STREAMS) as probe:
+        for here, there in ((bed.a, bed.b), (bed.b, bed.a), (bed.a, bed.b)):
+            probe.mark()
+            result = move(bed, vm, here, there, "--transport=tcp")
+            probe.assert_alive(gap_ms=longest_gap(result))
+            table = result["conntrack"]
+            assert table["applied"] >= TCP and (table["lost"], table["refused"]) == (0, 0), table
+            assert result["transport"] == "tcp" and result["warnings"] == []
+            assert 0 < result["pause_ms"] < result["total_ms"]
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls", "ssh", "tunnel"])
+def test_transports_over_ssh(bed, vm, transport):
+    with bed.probe(*STREAMS) as probe:
+        for here, there in ((bed.a, bed.b), (bed.b, bed.a)):
+            probe.mark()
+            result = move(bed, vm, here, there, f"--transport={transport}", destination=there.ssh)
+            assert result["transport"] == transport
+            probe.assert_alive(gap_ms=longest_gap(result))
+
+
+def test_transport_by_itself(bed, vm):
+    result = move(bed, vm, bed.a, bed.b, destination=bed.b.ssh)
+    assert result["transport"] == "tls" and result["transport_reason"]
+
+
+def test_without_connection_table(bed, vm):
+    """The contrast: the same move, and nothing of TCP survives; it is said before."""
+    with bed.probe("ping,10.0.0.5", "ping,fd00::5", "hold,10.0.0.5,count=20") as probe:
+        result = move(bed, vm, bed.a, bed.b, "--transport=tcp", "--conntrack=off")
+        assert not any(s["alive"] for s in probe.check(2))
+        assert result["warnings"]
+
+
+def test_memory_arrives_whole(bed, vm):
+    bed.ask(vm, "fill 48")
+    bed.ask(vm, "dirty 10")
+    move(bed, vm, bed.a, bed.b, "--transport=tcp")
+    bed.ask(vm, "stop")
+    assert not bed.ask(vm, "check").endswith(" 0 rewritten")
+
+
+def test_connections_opened_while_memory_moves(bed, vm):
+    """What is new since the first dump of the table travels too."""
+    bed.ask(vm, "fill 32")
+    words = ["migrate", "web1", bed.b.exec_destination(), "--transport=tcp", "--bandwidth=20M", "--json", "--progress=none"]
+    mover = bed.a.popen("vmferry", *words, stdout=subprocess.DEVNULL)
+    with contextlib.ExitStack() as stack:
+        opened = []
+
+        def echo(s):
+            s.sendall(b"x")
+            return s.recv(1)
+
+        while mover.poll() is None and len(opened) < 500:
+            opened.append(stack.enter_context(bed.connect(vm.ip4, ECHO)))
+            echo(opened[-1])
+        assert mover.wait(60) == 0 and len(opened) > 20
+        assert [echo(s) for s in opened] == [b"x"] * len(opened)
+
+
+def test_paused_stays_paused(bed, vm):
+    bed.a.vmferry("pause", "web1")
+    bed.a.migrate("web1", bed.b, "--transport=tcp")
+    assert bed.b.status("web1")["state"] == "paused"
+    bed.b.vmferry("resume", "web1")
+    bed.ask(vm, "bootid")
+
+
+@pytest.mark.long
+def test_twenty_times(bed, vm):
+    with bed.probe(*STREAMS) as probe:
+        for here, there in [(bed.a, bed.b), (bed.b, bed.a)] * 20:
+            probe.mark()
+            result = move(bed, vm, here, there, "--transport=tcp")
+            probe.assert_alive(gap_ms=longest_gap(result))
+
+
+def test_ten_at_once(bed):
+    guests = {f"vm{n}": Guest(10 + n) for n in range(10)}
+    for name, guest in guests.items():
+        bed.a.define(name, guest)
+    bed.a.vmferry("start", *guests)
+    for name in guests:
+        wait_file(bed.a.runtime / name / "console.log", "READY", limit=120)
+    bed.flush_switch()
+    with bed.probe(*[f"ping,{guest.ip4},interval=100" for guest in guests.values()]) as probe:
+        movers = [bed.a.popen("vmferry", "migrate", name, bed.b.ssh, "--json") for name in guests]
+        assert [mover.wait(120) for mover in movers] == [0] * len(guests)
+        probe.assert_alive()
+    assert bed.a.wait_clean() == []
+
+
+def test_stop_leaves_nothing(bed, vm):
+    move(bed, vm, bed.a, bed.b, "--transport=tcp")
+    bed.b.vmferry("stop", "web1")
+    assert bed.b.wait_clean() == []

@@ -1,0 +1,488 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+/* after the above */
+#include <cmocka.h>
+
+#include "basic/text.h"
+#include "explore.h"
+
+#define S(id) MOVE_##id
+#define EV(id) MOVE_EV_##id
+#define DO(id) MOVE_DO_##id
+#define F(id) MOVE_FACT_##id
+#define FACTS_ALL ((F(OFFLINE) << 1) - 1)
+
+static const MoveRow *rows;
+static size_t n_rows;
+
+static bool is_source(MoveState state)
+{
+	return state < MOVE_T_IDLE;
+}
+
+static bool has_action(const MoveRow *row, MoveAction action)
+{
+	for (size_t i = 0; i < MOVE_ROW_ACTIONS; i++)
+		if (row->actions[i] == action)
+			return true;
+	return false;
+}
+
+static bool has_event(MoveState state, MoveEvent event)
+{
+	for (size_t i = 0; i < n_rows; i++)
+		if (rows[i].state == state && rows[i].event == event)
+			return true;
+	return false;
+}
+
+/* ---- names ---- */
+
+static void test_names(void **state)
+{
+	(void)state;
+	for (int i = 0; i < _MOVE_STATE_MAX; i++) {
+		assert_true(*move_state_name((MoveState)i) && *move_state_meaning((MoveState)i));
+		for (int j = 0; j < i; j++)
+			assert_string_not_equal(move_state_name((MoveState)i), move_state_name((MoveState)j));
+	}
+	for (int i = 0; i < _MOVE_EVENT_MAX; i++)
+		assert_true(*move_event_name((MoveEvent)i));
+	for (int i = 1; i < _MOVE_ACTION_MAX; i++)
+		for (int j = 0; j < i; j++)
+			assert_string_not_equal(move_action_name((MoveAction)i), move_action_name((MoveAction)j));
+	assert_null(move_phase(MOVE_S_IDLE));
+	assert_null(move_phase(MOVE_T_OWNER));
+	assert_string_equal(move_phase(MOVE_S_HELLO), "Begin");
+	assert_string_equal(move_phase(MOVE_S_HOLD), "Perform");
+	assert_string_equal(move_phase(MOVE_S_DOUBT), "Finish");
+	assert_string_equal(move_phase(MOVE_T_GATE), "Finish");
+}
+
+/* ---- rows of the protocol, one by one ---- */
+
+typedef struct Expected {
+	MoveState state;
+	MoveEvent event;
+	unsigned int facts;
+	MoveState next;
+	MoveAction actions[MOVE_ROW_ACTIONS];
+} Expected;
+
+static const Expected source_rows[] = {
+	{S(S_IDLE), EV(MIGRATE), F(OWNER) | F(ALIVE), S(S_CONNECT), {DO(CONNECT)}},
+	{S(S_IDLE), EV(MIGRATE), F(OWNER) | F(OFFLINE), S(S_CONNECT), {DO(CONNECT)}},
+	{S(S_CONNECT), EV(LINK_UP), 0, S(S_HELLO), {DO(HELLO)}},
+	{S(S_HELLO), EV(HELLO_OK), 0, S(S_PROVE), {DO(PROVE)}},
+	{S(S_PROVE), EV(PROVED), 0, S(S_PREPARE), {DO(SEND_PREPARE)}},
+	{S(S_PREPARE), EV(PREPARE_OK), 0, S(S_OPEN), {DO(OPEN_DATA)}},
+	{S(S_PREPARE), EV(PREPARE_OK), F(OFFLINE), S(S_COMMIT), {0}},
+	{S(S_OPEN), EV(DATA_READY), 0, S(S_PERFORM), {DO(PREALLOCATE), DO(START_MIGRATE)}},
+	{S(S_PERFORM), EV(PRE_SWITCHOVER), 0, S(S_HOLD), {0}},
+	{S(S_HOLD),
+	 EV(ENTER),
+	 F(LINK) | F(FOLLOW_DONE) | F(TARGET_ACTIVE),
+	 S(S_SWITCHOVER),
+	 {DO(LAST_DELTA), DO(CONTINUE)}},
+	{S(S_SWITCHOVER), EV(POSTMIGRATE), 0, S(S_COMMIT), {0}},
+	{S(S_COMMIT), EV(ENTER), F(LINK), S(S_RELEASE), {DO(JOURNAL_COMMIT)}},
+	{S(S_COMMIT), EV(ENTER), 0, S(S_CANCEL), {0}},
+	{S(S_COMMIT), EV(ENTER), F(LINK) | F(CANCELLED), S(S_CANCEL), {0}},
+	{S(S_COMMIT), EV(ACTION_FAILED), F(LINK), S(S_CANCEL), {0}},
+	{S(S_RELEASE), EV(ENTER), 0, S(S_SEND), {DO(RELEASE_LEASE)}},
+	{S(S_SEND), EV(ENTER), F(LINK), S(S_WAIT), {DO(SEND_FINISH)}},
+	{S(S_SEND), EV(ENTER), 0, S(S_DOUBT), {DO(RECONNECT)}},
+	{S(S_WAIT), EV(RUNNING), F(LINK), S(S_GONE), {0}},
+	{S(S_WAIT), EV(NEVER), F(LINK), S(S_NEVER_LEASE), {0}},
+	{S(S_WAIT), EV(LINK_LOST), 0, S(S_DOUBT), {DO(RECONNECT)}},
+	{S(S_WAIT), EV(DEADLINE), F(LINK), S(S_DOUBT), {DO(DROP_LINK), DO(RECONNECT)}},
+	{S(S_DOUBT), EV(REACHED), F(LINK), S(S_WAIT), {DO(SEND_OUTCOME)}},
+	{S(S_DOUBT), EV(RESTART), 0, S(S_DOUBT), {DO(RECONNECT)}},
+	{S(S_DOUBT), EV(ASSUME_THERE), 0, S(S_GONE), {DO(DROP_LINK)}},
+	{S(S_DOUBT), EV(ASSUME_NOWHERE), 0, S(S_NEVER_LEASE), {DO(DROP_LINK)}},
+	{S(S_NEVER_LEASE), EV(ENTER), 0, S(S_NEVER_RECORD), {DO(ACQUIRE_LEASE)}},
+	{S(S_NEVER_RECORD), EV(ENTER), 0, S(S_NEVER_RESUME), {DO(JOURNAL_OWNER)}},
+	{S(S_NEVER_RECORD), EV(ACTION_FAILED), 0, S(S_DOUBT), {DO(DROP_LINK), DO(RECONNECT)}},
+	{S(S_NEVER_RESUME), EV(ENTER), F(ALIVE) | F(WAS_RUNNING), S(S_IDLE), {DO(RESUME), DO(END)}},
+	{S(S_NEVER_RESUME), EV(ENTER), F(WAS_RUNNING), S(S_IDLE), {DO(END)}},
+	{S(S_NEVER_RESUME), EV(ENTER), F(ALIVE), S(S_IDLE), {DO(END)}},
+	{S(S_GONE), EV(ENTER), 0, S(S_DESTROY), {DO(JOURNAL_GONE)}},
+	{S(S_GONE), EV(ACTION_FAILED), 0, S(S_DOUBT), {DO(DROP_LINK), DO(RECONNECT)}},
+	{S(S_DESTROY), EV(ENTER), 0, S(S_DONE), {DO(KILL_QEMU), DO(FLUSH), DO(NOTE), DO(FORGET), DO(END)}},
+	{S(S_CANCEL), EV(ENTER), F(ALIVE), S(S_CANCEL), {DO(SETTLE)}},
+	{S(S_CANCEL),
+	 EV(SETTLED),
+	 F(ALIVE) | F(POST) | F(WAS_RUNNING),
+	 S(S_IDLE),
+	 {DO(CONT_BACK), DO(SEND_ABORT), DO(END)}},
+	{S(S_CANCEL), EV(SETTLED), F(ALIVE) | F(POST), S(S_IDLE), {DO(SEND_ABORT), DO(END)}},
+	{S(S_CANCEL), EV(QEMU_DEAD), 0, S(S_IDLE), {DO(SEND_ABORT), DO(END)}},
+};
+
+static const Expected target_rows[] = {
+	{S(T_IDLE), EV(PREPARE), 0, S(T_PREP), {DO(PREALLOCATE), DO(START_QEMU)}},
+	{S(T_PREP), EV(QEMU_READY), F(ALIVE), S(T_WAIT), {DO(PREPARE_REPLY)}},
+	{S(T_WAIT), EV(FINISH), F(ALIVE), S(T_GATE), {DO(ARM_GATE)}},
+	{S(T_WAIT), EV(OUTCOME), F(ALIVE) | F(LOAD_DONE), S(T_ABORT), {0}},
+	{S(T_WAIT), EV(ABORT), F(ALIVE), S(T_ABORT), {0}},
+	{S(T_WAIT), EV(LINK_LOST), F(ALIVE), S(T_ABORT), {0}},
+	{S(T_WAIT), EV(QEMU_DEAD), 0, S(T_ABORT), {0}},
+	{S(T_GATE), EV(ENTER), F(LOAD_DONE) | F(BARRIER_DONE), S(T_LEASE), {0}},
+	{S(T_GATE), EV(LOADED), F(LOAD_DONE) | F(BARRIER_DONE), S(T_LEASE), {0}},
+	{S(T_GATE), EV(BARRIER), F(LOAD_DONE) | F(BARRIER_DONE), S(T_LEASE), {0}},
+	{S(T_GATE), EV(GATE_OVER), F(LOAD_DONE) | F(GATE_PASSED), S(T_LEASE), {0}},
+	{S(T_GATE), EV(QEMU_DEAD), F(LOAD_DONE), S(T_ABORT), {0}},
+	{S(T_GATE), EV(FAILED), 0, S(T_ABORT), {0}},
+	{S(T_LEASE), EV(ENTER), F(ALIVE), S(T_JOURNAL), {DO(ACQUIRE_LEASE)}},
+	{S(T_LEASE), EV(ACTION_FAILED), F(ALIVE), S(T_ABORT), {0}},
+	{S(T_JOURNAL), EV(ENTER), F(ALIVE) | F(LOAD_DONE), S(T_CONT), {DO(JOURNAL_COMMITTED)}},
+	{S(T_JOURNAL), EV(ENTER), F(LOAD_DONE), S(T_ABORT), {0}},
+	{S(T_JOURNAL), EV(ENTER), F(LOAD_DONE) | F(OFFLINE), S(T_OWNER), {DO(JOURNAL_COMMITTED), DO(SAY_RUNNING)}},
+	{S(T_JOURNAL), EV(ACTION_FAILED), F(ALIVE) | F(LOAD_DONE), S(T_ABORT), {0}},
+	{S(T_CONT), EV(ENTER), F(ALIVE), S(T_RESUMING), {DO(CONT)}},
+	{S(T_CONT), EV(RESTART), F(ALIVE) | F(RESTARTED), S(T_RESUMING), {DO(CONT)}},
+	{S(T_CONT), EV(ENTER), 0, S(T_ABORT), {0}},
+	{S(T_CONT), EV(RESTART), F(RESTARTED), S(T_OWNER), {DO(SAY_LOST)}},
+	{S(T_RESUMING), EV(CONT_OK), F(ALIVE), S(T_OWNER), {DO(SAY_RUNNING), DO(ANNOUNCE)}},
+	{S(T_RESUMING), EV(CONT_ERROR), F(ALIVE), S(T_ABORT), {0}},
+	{S(T_RESUMING), EV(CONT_ERROR), F(ALIVE) | F(RESTARTED), S(T_OWNER), {DO(KILL_QEMU), DO(SAY_LOST)}},
+	{S(T_RESUMING), EV(QEMU_DEAD), 0, S(T_OWNER), {DO(SAY_LOST)}},
+	{S(T_ABORT), EV(ENTER), F(ALIVE), S(T_KILL), {DO(JOURNAL_ABORTED)}},
+	{S(T_ABORT), EV(RESTART), F(ALIVE), S(T_KILL), {DO(JOURNAL_ABORTED)}},
+	{S(T_ABORT), EV(OUTCOME), F(ALIVE), S(T_KILL), {DO(JOURNAL_ABORTED)}},
+	{S(T_KILL), EV(ENTER), F(ALIVE), S(T_REAP), {DO(KILL_QEMU)}},
+	{S(T_KILL), EV(ENTER), 0, S(T_NEVER), {0}},
+	{S(T_REAP), EV(QEMU_GONE), 0, S(T_NEVER), {0}},
+	{S(T_NEVER), EV(ENTER), 0, S(T_IDLE), {DO(RELEASE_LEASE), DO(SAY_NEVER), DO(END)}},
+	{S(T_OWNER), EV(OUTCOME), F(ALIVE), S(T_OWNER), {DO(SAY_RUNNING)}},
+	{S(T_OWNER), EV(FINISH), 0, S(T_OWNER), {DO(SAY_RUNNING)}},
+};
+
+static void check_rows(const Expected *expected, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		const Expected *e = &expected[i];
+		const MoveRow *row = move_step(e->state, e->event, e->facts);
+
+		if (!row || row->next != e->next || memcmp(row->actions, e->actions, sizeof(e->actions)) != 0)
+			fail_msg("%s, %s, facts %x", move_state_name(e->state), move_event_name(e->event), e->facts);
+	}
+}
+
+static void test_protocol_rows(void **state)
+{
+	static const struct {
+		MoveState state;
+		MoveEvent event;
+		unsigned int facts;
+	} nothing[] = {
+		{S(S_IDLE), EV(MIGRATE), F(ALIVE)}, /* not the owner */
+		{S(S_IDLE), EV(MIGRATE), F(OWNER)}, /* no guest, and not offline */
+		{S(S_HOLD), EV(RECEIVING), F(LINK) | F(FOLLOW_DONE) | F(TARGET_ACTIVE) | F(CANCELLED)},
+		{S(S_HOLD), EV(ENTER), F(FOLLOW_DONE) | F(TARGET_ACTIVE)},
+		{S(S_WAIT), EV(CANCEL), F(LINK)}, /* too late */
+		{S(S_DOUBT), EV(CANCEL), 0},
+		{S(S_WAIT), EV(QEMU_DEAD), F(LINK)}, /* not for the source to decide any more */
+		{S(S_DOUBT), EV(QEMU_DEAD), 0},
+		{S(T_IDLE), EV(PREPARE), F(OWNER)}, /* the guest is here */
+		{S(T_IDLE), EV(FINISH), 0},
+		{S(T_GATE), EV(LOADED), F(LOAD_DONE)},
+		{S(T_GATE), EV(BARRIER), F(BARRIER_DONE)},
+		{S(T_GATE), EV(GATE_OVER), F(GATE_PASSED)},
+		{S(T_GATE), EV(LINK_LOST), F(ALIVE)}, /* being carried out */
+		{S(T_GATE), EV(OUTCOME), F(ALIVE)},
+		{S(T_RESUMING), EV(OUTCOME), F(ALIVE)},
+		{S(T_RESUMING), EV(LINK_LOST), F(ALIVE)},
+		{S(T_RESUMING), EV(DEADLINE), F(ALIVE)},
+		{S(T_OWNER), EV(ABORT), F(ALIVE)},
+		{S(T_OWNER), EV(LINK_LOST), F(ALIVE)},
+		{S(T_OWNER), EV(PREPARE), F(ALIVE) | F(OWNER)},
+	};
+
+	(void)state;
+	check_rows(source_rows, ARRAY_SIZE(source_rows));
+	check_rows(target_rows, ARRAY_SIZE(target_rows));
+	for (size_t i = 0; i < ARRAY_SIZE(nothing); i++)
+		if (move_step(nothing[i].state, nothing[i].event, nothing[i].facts))
+			fail_msg("%s, %s, facts %x: not nothing", move_state_name(nothing[i].state),
+				 move_event_name(nothing[i].event), nothing[i].facts);
+}
+
+/* ---- every state, event and set of facts ---- */
+
+static void check_step(const MoveRow *row, MoveState s, MoveEvent event)
+{
+	assert_true(row->state == s && row->event == event);
+	assert_int_equal(is_source(row->next), is_source(s));
+	if (move_committed(s)) {
+		assert_int_not_equal(row->next, MOVE_S_CANCEL);
+		assert_true(move_committed(row->next) || (s == MOVE_S_NEVER_RESUME && row->next == MOVE_S_IDLE));
+	} else if (move_committed(row->next)) {
+		assert_true(s == MOVE_S_COMMIT && row->actions[0] == MOVE_DO_JOURNAL_COMMIT);
+		assert_int_equal(row->actions[1], MOVE_DO_NOTHING);
+	}
+	if (row->next == MOVE_T_CONT)
+		assert_int_equal(row->actions[0], MOVE_DO_JOURNAL_COMMITTED);
+	if (row->next == MOVE_T_OWNER && s < MOVE_T_CONT)
+		assert_int_equal(row->actions[0], MOVE_DO_JOURNAL_COMMITTED);
+	if (row->next == MOVE_S_DESTROY)
+		assert_int_equal(row->actions[0], MOVE_DO_JOURNAL_GONE);
+	if (row->next == MOVE_T_KILL)
+		assert_int_equal(row->actions[0], MOVE_DO_JOURNAL_ABORTED);
+}
+
+static void test_every_step(void **state)
+{
+	_cleanup_free_ bool *taken = xcalloc(n_rows, sizeof(bool));
+
+	(void)state;
+	for (int s = 0; s < _MOVE_STATE_MAX; s++)
+		for (int event = 0; event < _MOVE_EVENT_MAX; event++)
+			for (unsigned int facts = 0; facts <= FACTS_ALL; facts++) {
+				const MoveRow *row;
+
+				if (!has_event((MoveState)s, (MoveEvent)event) && facts > 0)
+					break;
+				row = move_step((MoveState)s, (MoveEvent)event, facts);
+				if (!row)
+					continue;
+				taken[row - rows] = true;
+				check_step(row, (MoveState)s, (MoveEvent)event);
+			}
+	for (size_t i = 0; i < n_rows; i++)
+		if (!taken[i])
+			fail_msg("row %zu (%s, %s) is never taken", i, move_state_name(rows[i].state),
+				 move_event_name(rows[i].event));
+}
+
+/* What takes no time must not stop half way: entering leads on, whatever the facts are. */
+static void test_passing_states(void **state)
+{
+	static const MoveState passing[] = {
+		S(S_COMMIT),	   S(S_RELEASE), S(S_SEND),    S(S_NEVER_LEASE), S(S_NEVER_RECORD),
+		S(S_NEVER_RESUME), S(S_GONE),	 S(S_DESTROY), S(S_CANCEL),	 S(T_LEASE),
+		S(T_JOURNAL),	   S(T_CONT),	 S(T_ABORT),   S(T_KILL),	 S(T_NEVER),
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(passing); i++)
+		for (unsigned int facts = 0; facts <= FACTS_ALL; facts++)
+			assert_non_null(move_step(passing[i], MOVE_EV_ENTER, facts));
+}
+
+/* Before the commit everything that goes wrong leads back, whatever the facts are. */
+static void test_the_way_back(void **state)
+{
+	static const MoveEvent wrong[] = {EV(CANCEL),	EV(LINK_LOST), EV(FAILED),    EV(QEMU_DEAD),
+					  EV(DEADLINE), EV(NEVER),     EV(GUEST_OFF), EV(ACTION_FAILED)};
+	static const MoveEvent wrong_there[] = {EV(OUTCOME),   EV(ABORT),  EV(LINK_LOST), EV(DEADLINE),
+						EV(QEMU_DEAD), EV(FAILED), EV(PREPARE),	  EV(ACTION_FAILED)};
+
+	(void)state;
+	for (unsigned int facts = 0; facts <= FACTS_ALL; facts++) {
+		for (MoveState s = MOVE_S_CONNECT; s < MOVE_S_COMMIT; s++)
+			for (size_t i = 0; i < ARRAY_SIZE(wrong); i++)
+				assert_int_equal(move_step(s, wrong[i], facts)->next, MOVE_S_CANCEL);
+		for (MoveState s = MOVE_T_PREP; s <= MOVE_T_WAIT; s++)
+			for (size_t i = 0; i < ARRAY_SIZE(wrong_there); i++)
+				assert_int_equal(move_step(s, wrong_there[i], facts)->next, MOVE_T_ABORT);
+	}
+	for (int s = 0; s < _MOVE_STATE_MAX; s++)
+		if (move_state_deadline((MoveState)s) != MOVE_DEADLINE_NONE)
+			assert_true(has_event((MoveState)s, MOVE_EV_DEADLINE));
+}
+
+/* ---- order of actions, along all ways through the table ---- */
+
+/* The states that can be reached from @from by rows without @without. */
+static void reach(MoveState from, MoveAction without, bool reached[_MOVE_STATE_MAX])
+{
+	bool more = true;
+
+	memset(reached, 0, _MOVE_STATE_MAX * sizeof(bool));
+	reached[from] = true;
+	while (more) {
+		more = false;
+		for (size_t i = 0; i < n_rows; i++)
+			if (reached[rows[i].state] && !reached[rows[i].next] && rows[i].event != MOVE_EV_RESTART &&
+			    (without == MOVE_DO_NOTHING || !has_action(&rows[i], without)))
+				reached[rows[i].next] = more = true;
+	}
+}
+
+static bool before_in_row(const MoveRow *row, MoveAction first, MoveAction then)
+{
+	for (size_t i = 0; i < MOVE_ROW_ACTIONS; i++) {
+		if (row->actions[i] == first)
+			return true;
+		if (row->actions[i] == then)
+			return false;
+	}
+	return false;
+}
+
+static void test_order(void **state)
+{
+	static const struct {
+		MoveState from;
+		MoveAction first, then;
+	} orders[] = {
+		{S(S_IDLE), DO(JOURNAL_COMMIT), DO(RELEASE_LEASE)},
+		{S(S_IDLE), DO(JOURNAL_COMMIT), DO(SEND_FINISH)},
+		{S(S_IDLE), DO(JOURNAL_COMMIT), DO(SEND_OUTCOME)},
+		{S(S_IDLE), DO(JOURNAL_COMMIT), DO(JOURNAL_GONE)},
+		{S(S_IDLE), DO(JOURNAL_GONE), DO(KILL_QEMU)},
+		{S(S_IDLE), DO(JOURNAL_GONE), DO(FORGET)},
+		{S(S_IDLE), DO(JOURNAL_OWNER), DO(RESUME)},
+		{S(S_IDLE), DO(ACQUIRE_LEASE), DO(RESUME)},
+		{S(S_IDLE), DO(LAST_DELTA), DO(CONTINUE)},
+		{S(T_IDLE), DO(JOURNAL_COMMITTED), DO(CONT)},
+		{S(T_IDLE), DO(ACQUIRE_LEASE), DO(JOURNAL_COMMITTED)},
+		{S(T_IDLE), DO(JOURNAL_COMMITTED), DO(SAY_RUNNING)},
+		{S(T_IDLE), DO(JOURNAL_COMMITTED), DO(SAY_LOST)},
+		{S(T_IDLE), DO(JOURNAL_COMMITTED), DO(ANNOUNCE)},
+		{S(T_IDLE), DO(JOURNAL_ABORTED), DO(SAY_NEVER)},
+		{S(T_IDLE), DO(ARM_GATE), DO(JOURNAL_COMMITTED)},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(orders); i++) {
+		bool reached[_MOVE_STATE_MAX], done = false;
+
+		reach(orders[i].from, orders[i].first, reached);
+		for (size_t j = 0; j < n_rows; j++) {
+			if (!has_action(&rows[j], orders[i].then) || rows[j].event == MOVE_EV_RESTART ||
+			    is_source(rows[j].state) != is_source(orders[i].from))
+				continue;
+			done = true;
+			if (reached[rows[j].state] && !before_in_row(&rows[j], orders[i].first, orders[i].then))
+				fail_msg("%s without %s, in %s", move_action_name(orders[i].then),
+					 move_action_name(orders[i].first), move_state_name(rows[j].state));
+		}
+		assert_true(done);
+	}
+}
+
+static void test_every_state_reached(void **state)
+{
+	bool source[_MOVE_STATE_MAX], target[_MOVE_STATE_MAX];
+
+	(void)state;
+	reach(MOVE_S_IDLE, MOVE_DO_NOTHING, source);
+	reach(MOVE_T_IDLE, MOVE_DO_NOTHING, target);
+	for (int s = 0; s < _MOVE_STATE_MAX; s++)
+		assert_true(source[s] || target[s]);
+}
+
+/* A record is the first action of its row, and the only durable one: a crash between two would matter. */
+static void test_records(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < n_rows; i++)
+		for (size_t j = 1; j < MOVE_ROW_ACTIONS; j++)
+			assert_false(strstr(move_action_name(rows[i].actions[j]), "journal ") &&
+				     rows[i].actions[j] != MOVE_DO_PREALLOCATE);
+}
+
+/* ---- two sides ---- */
+
+#define FAULTS 4
+
+static void test_explore(void **state)
+{
+	(void)state;
+	for (int offline = 0; offline < 2; offline++) {
+		ExploreOptions options = {.faults = FAULTS, .offline = offline, .trace = true};
+		ExploreResult result = explore(rows, n_rows, &options);
+
+		print_message("%s: %zu states\n", offline ? "off" : "on", result.states);
+		assert_null(result.broken);
+		assert_true(result.states > 5000);
+	}
+}
+
+/* A row of the protocol made wrong. */
+typedef struct Seed {
+	const char *what;
+	MoveState state;
+	MoveEvent event;
+	MoveAction marked; /* of several rows, the one with this action; DO(NOTHING): the first */
+	MoveState next;	   /* the state itself, and no actions: the row is missing */
+	MoveAction actions[MOVE_ROW_ACTIONS];
+} Seed;
+
+static const Seed seeds[] = {
+	{"Finish before COMMIT", S(S_COMMIT), EV(ENTER), DO(JOURNAL_COMMIT), S(S_RELEASE), {0}},
+	{"resume when the link is lost", S(S_WAIT), EV(LINK_LOST), 0, S(S_NEVER_LEASE), {0}},
+	{"resume at the deadline", S(S_WAIT), EV(DEADLINE), 0, S(S_NEVER_LEASE), {0}},
+	{"cancel after COMMIT", S(S_SEND), EV(ENTER), DO(SEND_FINISH), S(S_CANCEL), {DO(SEND_FINISH)}},
+	{"no doubt after a restart", S(S_DOUBT), EV(RESTART), 0, S(S_NEVER_LEASE), {0}},
+	{"doubt without end", S(S_DOUBT), EV(REACHED), 0, S(S_DOUBT), {0}},
+	{"no OWNER record", S(S_NEVER_RECORD), EV(ENTER), 0, S(S_NEVER_RESUME), {0}},
+	{"the guest stays paused", S(S_CANCEL), EV(SETTLED), DO(CONT_BACK), S(S_IDLE), {DO(SEND_ABORT), DO(END)}},
+	{"not waited for QEMU to settle", S(S_CANCEL), EV(ENTER), DO(SETTLE), S(S_IDLE), {DO(SEND_ABORT), DO(END)}},
+	{"SIGKILL before GONE", S(S_GONE), EV(ENTER), 0, S(S_DESTROY), {0}},
+	{"SIGKILL in doubt", S(S_DOUBT), EV(REACHED), 0, S(S_WAIT), {DO(KILL_QEMU), DO(SEND_OUTCOME)}},
+	{"Finish without the gate", S(T_WAIT), EV(FINISH), 0, S(T_LEASE), {0}},
+	{"cont before COMMITTED", S(T_JOURNAL), EV(ENTER), DO(JOURNAL_COMMITTED), S(T_CONT), {0}},
+	{"dead after cont is Never", S(T_RESUMING), EV(QEMU_DEAD), 0, S(T_ABORT), {0}},
+	{"an error of cont after a restart is Never", S(T_RESUMING), EV(CONT_ERROR), DO(KILL_QEMU), S(T_ABORT), {0}},
+	{"no tombstone", S(T_ABORT), EV(ENTER), 0, S(T_KILL), {0}},
+	{"no tombstone after a restart", S(T_ABORT), EV(RESTART), 0, S(T_KILL), {0}},
+	{"Never before SIGKILL", S(T_KILL), EV(ENTER), DO(KILL_QEMU), S(T_NEVER), {0}},
+	{"a loaded QEMU runs after a restart", S(T_ABORT), EV(RESTART), 0, S(T_RESUMING), {DO(CONT)}},
+	{"COMMITTED not carried out", S(T_CONT), EV(RESTART), DO(CONT), S(T_OWNER), {0}},
+	{"COMMITTED aborted after a restart", S(T_CONT), EV(RESTART), DO(CONT), S(T_ABORT), {0}},
+	{"the target waits for ever", S(T_WAIT), EV(LINK_LOST), 0, S(T_WAIT), {0}},
+	{"undecided at Outcome", S(T_WAIT), EV(OUTCOME), 0, S(T_WAIT), {DO(SAY_RUNNING)}},
+	{"stuck when the record fails", S(S_GONE), EV(ACTION_FAILED), 0, S(S_GONE), {0}},
+	{"stuck when ABORTED fails", S(T_ABORT), EV(OUTCOME), 0, S(T_ABORT), {0}},
+	{"an unwritten COMMITTED is carried out", S(T_JOURNAL), EV(ACTION_FAILED), 0, S(T_CONT), {0}},
+	{"an unwritten COMMIT is sent", S(S_COMMIT), EV(ACTION_FAILED), 0, S(S_RELEASE), {0}},
+};
+
+static void test_seeded_bugs(void **state)
+{
+	_cleanup_free_ MoveRow *wrong = xcalloc(n_rows, sizeof(*wrong));
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(seeds); i++) {
+		const Seed *seed = &seeds[i];
+		ExploreOptions options = {.faults = 2};
+		ExploreResult result;
+		size_t at = 0;
+
+		while (at < n_rows && (rows[at].state != seed->state || rows[at].event != seed->event ||
+				       !has_action(&rows[at], seed->marked)))
+			at++;
+		assert_true(at < n_rows);
+		memcpy(wrong, rows, n_rows * sizeof(*wrong));
+		wrong[at].next = seed->next;
+		memcpy(wrong[at].actions, seed->actions, sizeof(seed->actions));
+		result = explore(wrong, n_rows, &options);
+		print_message("%s: %s\n", seed->what, result.broken ? result.broken : "not seen");
+		assert_non_null(result.broken);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_names),
+		cmocka_unit_test(test_protocol_rows),
+		cmocka_unit_test(test_every_step),
+		cmocka_unit_test(test_passing_states),
+		cmocka_unit_test(test_the_way_back),
+		cmocka_unit_test(test_order),
+		cmocka_unit_test(test_every_state_reached),
+		cmocka_unit_test(test_records),
+		cmocka_unit_test(test_explore),
+		cmocka_unit_test(test_seeded_bugs),
+	};
+
+	rows = move_rows(&n_rows);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
