@@ -30,7 +30,7 @@ def vm(bed):
 
 def longest_gap(result):
     """What a stream may notice, ms: the pause, and a TCP that has doubled its retransmission time over it."""
-    return 2 * result["pause_ms"] + 1500
+    return 2 * result["pause_ms"] + 3000
 
 
 def move(bed, guest, here, there, *options, destination=None):

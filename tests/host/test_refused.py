@@ -438,7 +438,7 @@ def test_ports_firewalled(bed, vm):
         with vm.unmoved():
             begin = time.monotonic()
             answer = bed.a.vmferry_json("check", "web1", bed.b.ssh)
-            assert 1 <= time.monotonic() - begin < 3
+            assert 1 <= time.monotonic() - begin < 10
             assert answer["ok"] and answer["transport"] == "ssh" and "10.99.0.2 port 49" in answer["transport_reason"], answer
             words = ["10.99.0.2 port 49", "did not answer within 1 s"]
             refused(bed, words, "open migration-ports", "--transport=tls", phase="Prepare")
