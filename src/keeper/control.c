@@ -162,7 +162,9 @@ static int set_running(Keeper *k, sd_bus_message *m, bool run, sd_bus_error *err
 	if (k->state != VM_RUNNING && k->state != VM_PAUSED)
 		return refuse(error, "NotRunning", "there is no guest to pause or resume");
 	wait_add(k, m, run ? WAIT_RUNNING : WAIT_PAUSED, 0, false);
-	machine_qmp(k, run ? "cont" : "stop", NULL, run ? on_cont_answer : on_stop_answer, k);
+	/* A guest that sleeps is woken up (QAPI: system_wakeup); cont would do nothing. */
+	machine_qmp(k, !run ? "stop" : streq(k->reason, "suspended") ? "system_wakeup" : "cont", NULL,
+		    run ? on_cont_answer : on_stop_answer, k);
 	return 1;
 }
 

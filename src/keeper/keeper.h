@@ -151,6 +151,8 @@ int machine_adopt(Keeper *k, Error **err);
 void machine_go_on_starting(Keeper *k);
 /** machine_kill() - SIGKILL to QEMU; its exit is an event */
 void machine_kill(Keeper *k);
+/** machine_learn_suspended() - ask QEMU whether the guest sleeps (ACPI S3): no event says so after a migration */
+void machine_learn_suspended(Keeper *k);
 /** machine_write_definition() - RUNTIME_DIR/NAME/definition, for our successor and for other VMs' keepers */
 int machine_write_definition(Keeper *k, Error **err);
 /** machine_attach_taps() - put all taps on their bridges */

@@ -123,6 +123,20 @@ static int on_qemu_exit(sd_event_source *source, int fd, uint32_t revents, void 
 	return 0;
 }
 
+static void on_run_state(json_object *ret, const char *error, void *userdata)
+{
+	Keeper *k = userdata;
+	const char *status = "";
+
+	if (!error && json_get_string(ret, "status", &status) && streq(status, "suspended") && k->state == VM_RUNNING)
+		keeper_set_state(k, VM_RUNNING, "suspended");
+}
+
+void machine_learn_suspended(Keeper *k)
+{
+	machine_qmp(k, "query-status", NULL, on_run_state, k);
+}
+
 void machine_kill(Keeper *k)
 {
 	if (!k->qemu)
@@ -139,12 +153,24 @@ static void on_powered_off(Keeper *k, const char *reason)
 	if (move_active(k->move)) {
 		_cleanup_error_ Error *err = NULL;
 
-		error_set(&err, -ESHUTDOWN, "the guest was shut down during the migration");
+		error_set(&err, -ESHUTDOWN, "the guest %s during the migration",
+			  streq(reason, "panicked") ? reason : "was shut down");
 		move_error(k->move, TAKE_PTR(err));
 		move_event(k->move, MOVE_EV_GUEST_OFF);
 	}
 	if (!move_active(k->move) || !move_committed(k->move->state))
 		machine_kill(k);
+}
+
+/* QAPI: GUEST_PANICKED. With -no-shutdown QEMU only pauses; a guest that was told to run on (-action panic=none) does. */
+static void on_panicked(Keeper *k, json_object *data)
+{
+	const char *action = "";
+
+	keeper_history(k, "panicked", NULL);
+	(void)json_get_string(data, "action", &action);
+	if (!streq(action, "run"))
+		on_powered_off(k, "panicked");
 }
 
 static void on_event(const char *name, json_object *data, uint64_t at, void *userdata)
@@ -158,8 +184,15 @@ static void on_event(const char *name, json_object *data, uint64_t at, void *use
 		on_powered_off(k, streq(reason, "guest-panic") ? "panicked" : "shutdown");
 		return;
 	}
-	if (streq(name, "GUEST_PANICKED"))
-		keeper_history(k, "panicked", NULL);
+	/* ACPI S3: for people only, QEMU itself keeps it through a migration. */
+	if (streq(name, "SUSPEND") && k->state == VM_RUNNING)
+		keeper_set_state(k, VM_RUNNING, "suspended");
+	if (streq(name, "WAKEUP") && k->state == VM_RUNNING)
+		keeper_set_state(k, VM_RUNNING, "wakeup");
+	if (streq(name, "GUEST_PANICKED")) {
+		on_panicked(k, data);
+		return;
+	}
 	if (streq(name, "RESET"))
 		keeper_history(k, "reset", NULL);
 	if (move_active(k->move)) {

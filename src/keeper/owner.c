@@ -93,6 +93,8 @@ int do_say_running(Move *m)
 	own(m);
 	m->k->incoming = off; /* without a guest there is nothing to keep */
 	keeper_set_state(m->k, off ? VM_SHUTOFF : m->was_running ? VM_RUNNING : VM_PAUSED, "migrated");
+	if (!off && m->was_running)
+		machine_learn_suspended(m->k);
 	return 0;
 }
 

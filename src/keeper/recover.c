@@ -123,8 +123,8 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 	} else if (streq(status, "shutdown")) {
 		keeper_set_state(k, VM_SHUTOFF, "shutdown");
 		machine_kill(k);
-	} else if (streq(status, "running")) {
-		keeper_set_state(k, VM_RUNNING, "keeper restarted");
+	} else if (streq(status, "running") || streq(status, "suspended")) {
+		keeper_set_state(k, VM_RUNNING, streq(status, "suspended") ? status : "keeper restarted");
 	} else if (streq(status, "prelaunch") || (streq(status, "paused") && k->was_starting)) {
 		log_warning("the guest had not been started yet: starting it");
 		machine_go_on_starting(k);
