@@ -121,12 +121,16 @@ static void put_flags(struct nlmsghdr *nlh, const uint8_t flags[2], uint8_t mask
 	}
 }
 
-/* A dump's flags carry mask 0; played back as they are, none would be kept. */
+/*
+ * A dump's flags carry mask 0; played back as they are, none would be kept. The scales are taken only when both sides have their
+ * flag (nlattr_to_tcp() in the kernel), so also where just the SYN has been seen: the answer sets its own side's flag anew.
+ */
 static void put_tcp(struct nlmsghdr *nlh, const CtTcp *tcp, bool liberal)
 {
 	struct nlattr *info = mnl_attr_nest_start(nlh, CTA_PROTOINFO),
 		      *nest = mnl_attr_nest_start(nlh, CTA_PROTOINFO_TCP);
-	uint8_t more = liberal ? IP_CT_TCP_FLAG_BE_LIBERAL : 0;
+	uint8_t more = (liberal ? IP_CT_TCP_FLAG_BE_LIBERAL : 0) |
+		       (tcp->wscale[0] | tcp->wscale[1] ? IP_CT_TCP_FLAG_WINDOW_SCALE : 0);
 	uint8_t flags[2] = {tcp->flags[0] | more, tcp->flags[1] | more};
 
 	mnl_attr_put_u8(nlh, CTA_PROTOINFO_TCP_STATE, tcp->state);
@@ -276,14 +280,14 @@ void ct_build_as_is(struct nlmsghdr *nlh, const CtRecord *record)
 	put_extra(nlh, record, true, true);
 }
 
-void ct_build_settle(struct nlmsghdr *nlh, const CtRecord *record, uint32_t timeout)
+void ct_build_settle(struct nlmsghdr *nlh, const CtRecord *record, uint32_t timeout, bool strict)
 {
 	struct nlattr *info, *nest;
 
 	ct_build_key(nlh, &record->key);
 	if (timeout)
 		mnl_attr_put_u32(nlh, CTA_TIMEOUT, htonl(timeout));
-	if (!(record->has & CT_HAS_TCP))
+	if (!strict || !(record->has & CT_HAS_TCP))
 		return;
 	info = mnl_attr_nest_start(nlh, CTA_PROTOINFO);
 	nest = mnl_attr_nest_start(nlh, CTA_PROTOINFO_TCP);

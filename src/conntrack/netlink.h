@@ -71,10 +71,10 @@ void ct_build(struct nlmsghdr *nlh, const CtRecord *record, const CtBuild *how);
 void ct_build_as_is(struct nlmsghdr *nlh, const CtRecord *record);
 
 /**
- * ct_build_settle() - for an update that sets a timeout (0: not) and the liberal flags of TCP to the record's own, and
- * leaves everything else alone
+ * ct_build_settle() - for an update that sets a timeout (0: not) and, with @strict, the liberal flags of TCP to the record's
+ * own, and leaves everything else alone
  */
-void ct_build_settle(struct nlmsghdr *nlh, const CtRecord *record, uint32_t timeout);
+void ct_build_settle(struct nlmsghdr *nlh, const CtRecord *record, uint32_t timeout, bool strict);
 
 /* One send of 128 messages is near the optimum. The largest (IPv6, NAT both ways, all extras) has less than 1 KiB. */
 #define CT_BATCH_MESSAGES 128

@@ -31,6 +31,15 @@ static uint32_t true_timeout(const CtRecord *r)
 	return r->timeout > TIMEOUT_MIN ? r->timeout : TIMEOUT_MIN;
 }
 
+/*
+ * Of a connection whose SYN was seen elsewhere the kernel does not know what may be acknowledged; to strict window checks the
+ * SYN+ACK would be invalid. Such a one stays liberal.
+ */
+static bool opening(const CtRecord *now)
+{
+	return now->tcp.state == TCP_CONNTRACK_SYN_SENT || now->tcp.state == TCP_CONNTRACK_SYN_SENT2;
+}
+
 void ct_settle_compare(CtApply *a, uint32_t i, const struct nlmsghdr *nlh)
 {
 	CtEntry *e = ct_table_at(&a->table, i);
@@ -42,7 +51,7 @@ void ct_settle_compare(CtApply *a, uint32_t i, const struct nlmsghdr *nlh)
 		return;
 	if (true_timeout(&e->record) && untouched(e, &now, a->now - e->held))
 		e->flags |= CT_ENTRY_UNTOUCHED;
-	if ((now.has & e->record.has & CT_HAS_TCP) &&
+	if ((now.has & e->record.has & CT_HAS_TCP) && !opening(&now) &&
 	    (((now.tcp.flags[0] ^ flags[0]) | (now.tcp.flags[1] ^ flags[1])) & IP_CT_TCP_FLAG_BE_LIBERAL))
 		e->flags |= CT_ENTRY_LENIENT;
 }
@@ -58,12 +67,13 @@ static void set(CtApply *a, uint32_t i)
 {
 	CtEntry *e = ct_table_at(&a->table, i);
 	uint32_t timeout = e->flags & CT_ENTRY_UNTOUCHED ? true_timeout(&e->record) : 0;
+	bool strict = e->flags & CT_ENTRY_LENIENT;
 
 	if (!(e->flags & (CT_ENTRY_UNTOUCHED | CT_ENTRY_LENIENT)))
 		return;
 	e->flags &= ~(CT_ENTRY_UNTOUCHED | CT_ENTRY_LENIENT);
 	ct_build_settle(ct_batch_add(a->batch, IPCTNL_MSG_CT_NEW, 0, e->record.key.family, ct_apply_tag(OP_OTHER, 0)),
-			&e->record, timeout);
+			&e->record, timeout, strict);
 }
 
 static bool is_entry(const CtApply *a, uint32_t i)

@@ -456,3 +456,45 @@ def read_deltas(stream, known):
         assert at == len(data)
 
 
+
+
+def records(stream):
+    """Wire batches as {what names it: the rest of it}; docs/wire.md. Left out: timeouts; that NAT has had its turn, which a
+    kernel cannot be told; of TCP connections that are being opened, liberal and whether the silent side scales its window."""
+    found, at = {}, 0
+    while at < len(stream):
+        magic, _, count, size, crc = struct.unpack_from("!IIIII", stream, at)
+        assert magic == 0x56464354 and zlib.crc32(stream[at:at + 16] + stream[at + 20:at + 20 + size]) == crc
+        at += 20
+        for _ in range(count):
+            at = read_record(stream, at, found)
+    return found
+
+
+def read_record(stream, at, found):
+    kind, protocol = stream[at:at + 2]
+    size = 36 if kind & 4 else 12
+    key, at = stream[at:at + 2 + size], at + 2 + size
+    said = {}
+    if kind & 8:
+        said["reply"], at = stream[at:at + size], at + size
+    if kind & 3 != 2:
+        said["status"], at = struct.unpack_from("!H", stream, at)[0] & ~0x180, at + 6
+        if protocol == 6 and not kind & 0x20:
+            tcp, at = bytearray(stream[at:at + 4]), at + 4
+            if tcp[0] in (1, 9):  # SYN_SENT, SYN_SENT2
+                tcp[2], tcp[3] = tcp[2] & ~8, tcp[3] & ~9
+            said["tcp"] = tcp.hex(" ")
+    if kind & 16:
+        end, at = at + 2 + struct.unpack_from("!H", stream, at)[0], at + 2
+        while at < end:
+            said[stream[at] & 0x7f], at = stream[at + 2:at + 2 + stream[at + 1]], at + 2 + stream[at + 1]
+    found[key[1:2] + key[2:] + bytes([kind & 0x24]) + said.pop(2, b"")] = said
+    return at
+
+
+def dump(ns, *words):
+    """All that vmferry-conntrack tells of a host's entries."""
+    done = subprocess.run(["ip", "netns", "exec", ns.name, TOOL, "dump", *selection(words)], stdout=subprocess.PIPE,
+                          timeout=LIMIT, check=True)
+    return records(done.stdout)

@@ -143,7 +143,7 @@ static void test_tcp_flags(void **state)
 	assert_int_equal(flags->flags, 0x13 | IP_CT_TCP_FLAG_BE_LIBERAL);
 	assert_int_equal(flags->mask, 0xff);
 	nlh = ct_message_begin(buffer, IPCTNL_MSG_CT_NEW, 0, AF_INET, 1);
-	ct_build_settle(nlh, &r, 0);
+	ct_build_settle(nlh, &r, 0, true);
 	assert_true(ct_parse(nlh, &back));
 	assert_int_equal(back.has, CT_HAS_TCP); /* no status, no timeout, and of TCP only the flags: */
 	tcp = find_in(find(nlh, CTA_PROTOINFO), CTA_PROTOINFO_TCP);
