@@ -60,6 +60,12 @@ int do_acquire_lease(Move *m)
 	return 0;
 }
 
+int do_retake_lease(Move *m)
+{
+	(void)m;
+	return -ENOENT; /* without a lease only the target's word decides */
+}
+
 /* ---- Finish and Outcome ---- */
 
 static void take_error(Move *m)

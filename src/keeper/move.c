@@ -28,6 +28,7 @@ static const MoveDo actions[] = {
 	[MOVE_DO_DROP_LINK] = do_drop_link,
 	[MOVE_DO_SEND_OUTCOME] = do_send_outcome,
 	[MOVE_DO_ACQUIRE_LEASE] = do_acquire_lease,
+	[MOVE_DO_RETAKE_LEASE] = do_retake_lease,
 	[MOVE_DO_JOURNAL_OWNER] = do_journal_owner,
 	[MOVE_DO_RESUME] = do_resume,
 	[MOVE_DO_END] = do_end,

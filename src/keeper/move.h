@@ -196,6 +196,7 @@ int do_reconnect(Move *m);
 int do_drop_link(Move *m);
 int do_send_outcome(Move *m);
 int do_acquire_lease(Move *m);
+int do_retake_lease(Move *m);
 int do_journal_owner(Move *m);
 int do_resume(Move *m);
 int do_end(Move *m);

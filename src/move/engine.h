@@ -73,6 +73,7 @@
 	X(CANCEL, "cancel", "a person cancels")                                                              \
 	X(DEADLINE, "deadline", "the state's deadline passed")                                               \
 	X(REACHED, "reached", "the target can be asked again")                                               \
+	X(LEASE, "lease", "in doubt: time to look whether the lease is still this side's")                    \
 	X(ASSUME_THERE, "assume-there", "the operator's word: it runs there")                                \
 	X(ASSUME_NOWHERE, "assume-nowhere", "the operator's word: it runs nowhere")                          \
 	X(SETTLED, "settled", "QEMU's migration is over and its run state known")                            \
@@ -108,6 +109,7 @@
 	X(DROP_LINK, "drop link")            \
 	X(SEND_OUTCOME, "Outcome")           \
 	X(ACQUIRE_LEASE, "acquire lease")    \
+	X(RETAKE_LEASE, "take the lease back") \
 	X(JOURNAL_OWNER, "journal OWNER")    \
 	X(RESUME, "cont (not taken)")        \
 	X(END, "end of the attempt")         \

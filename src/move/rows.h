@@ -56,7 +56,8 @@ ROW(S_COMMIT, ENTER, 0, 0, S_CANCEL, NOTHING)
 ROW(S_COMMIT, ACTION_FAILED, 0, 0, S_CANCEL, NOTHING)
 
 ROW(S_RELEASE, ENTER, 0, 0, S_SEND, RELEASE_LEASE)
-ROW(S_RELEASE, ACTION_FAILED, 0, 0, S_SEND, NOTHING)
+/* A Finish could then only be refused, and would be good for ever: it is not sent, the end of the link says no. */
+ROW(S_RELEASE, ACTION_FAILED, 0, 0, S_NEVER_LEASE, DROP_LINK)
 ROW(S_SEND, ENTER, F(LINK), 0, S_WAIT, SEND_FINISH)
 ROW(S_SEND, ENTER, 0, F(LINK), S_DOUBT, RECONNECT)
 
@@ -67,6 +68,11 @@ ROW(S_WAIT, DEADLINE, 0, 0, S_DOUBT, DROP_LINK, RECONNECT)
 
 ROW(S_DOUBT, RESTART, 0, 0, S_DOUBT, RECONNECT)
 ROW(S_DOUBT, REACHED, 0, 0, S_WAIT, SEND_OUTCOME)
+/*
+ * A lease decides at once, if it is still ours, or free and was ours last: what the target could have taken it with is
+ * used up by that. Nobody said Never, so (the target, one generation on) is not enough: the guest may have run there.
+ */
+ROW(S_DOUBT, LEASE, 0, F(OFFLINE), S_NEVER_RECORD, RETAKE_LEASE, DROP_LINK)
 ROW(S_DOUBT, ASSUME_THERE, 0, 0, S_GONE, DROP_LINK)
 ROW(S_DOUBT, ASSUME_NOWHERE, 0, 0, S_NEVER_LEASE, DROP_LINK)
 

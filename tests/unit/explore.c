@@ -23,6 +23,9 @@ enum {
 }; /* to the source */
 enum { FROM_NOBODY, FROM_LINK, FROM_OLD };
 
+/* Who holds the lease, or held it last: a lock goes with the QEMU that has it, what it leaves behind does not. */
+enum { LEASE_NOBODY, LEASE_SOURCE, LEASE_TARGET };
+
 #define QUEUE 4
 #define CONT_SENT 1
 #define NO_EVENT _MOVE_EVENT_MAX
@@ -39,6 +42,8 @@ typedef struct State {
 	/* between: the link, and a former one that the target has not seen the end of */
 	uint8_t link, to_t[QUEUE], to_s[QUEUE], old, old_to_t[QUEUE];
 	uint8_t faults, offline;
+	/* the lease: generation now, in the source's COMMIT record and in Finish */
+	uint8_t lease, l_holder, l_last, l_gen, l_commit, l_finish;
 } State;
 
 /* All states found, by hash; edges without a fault, for the way to an end. */
@@ -117,6 +122,10 @@ static void check(Explorer *e, const State *s)
 		breaks(e, "nobody owns it");
 	if (target_runs && s->t_disk != DISK_COMMITTED)
 		breaks(e, "it runs on the target without a record");
+	if (s->lease && source_runs && s->l_holder != LEASE_SOURCE)
+		breaks(e, "it runs on the source without the lease");
+	if (s->lease && target_runs && s->l_holder != LEASE_TARGET)
+		breaks(e, "it runs on the target without the lease");
 }
 
 static void add(Explorer *e, const State *s, const char *how)
@@ -196,6 +205,57 @@ static void say(State *s, uint8_t message)
 {
 	if (s->link)
 		push(s->to_s, message);
+}
+
+/* ---- the lease ---- */
+
+/* By compare and swap: free, and as it was left by whom it may be taken from. */
+static bool lease_allows(const State *s, MoveAction action, bool target)
+{
+	bool alive = s->s_qemu != SQ_DEAD;
+
+	if (!s->lease || s->offline)
+		return true;
+	if (action == MOVE_DO_ACQUIRE_LEASE && target)
+		return s->l_holder == LEASE_NOBODY && s->l_last == LEASE_SOURCE && s->l_gen == s->l_finish;
+	if (action == MOVE_DO_ACQUIRE_LEASE)
+		return s->l_holder != LEASE_TARGET &&
+		       (!alive || s->l_last == LEASE_SOURCE || s->l_gen == s->l_commit + 1);
+	return action != MOVE_DO_RETAKE_LEASE || (s->l_holder != LEASE_TARGET && s->l_last == LEASE_SOURCE);
+}
+
+/* The lock is the QEMU's: without one only the generation is used up. */
+static void lease_take(State *s, uint8_t who)
+{
+	bool alive = who == LEASE_SOURCE ? s->s_qemu != SQ_DEAD : s->t_qemu != TQ_NONE;
+
+	if (!s->lease || s->l_holder == who)
+		return;
+	s->l_gen++;
+	s->l_last = who;
+	s->l_holder = alive ? who : LEASE_NOBODY;
+}
+
+static void lease_drop(State *s, uint8_t who)
+{
+	if (s->l_holder == who)
+		s->l_holder = LEASE_NOBODY;
+}
+
+static void lease_do(State *s, MoveAction action, bool target)
+{
+	uint8_t who = target ? LEASE_TARGET : LEASE_SOURCE;
+
+	if (s->offline)
+		return;
+	if (action == MOVE_DO_RELEASE_LEASE)
+		lease_drop(s, who);
+	else if (action == MOVE_DO_ACQUIRE_LEASE || action == MOVE_DO_RETAKE_LEASE)
+		lease_take(s, who);
+	else if (action == MOVE_DO_JOURNAL_COMMIT)
+		s->l_commit = s->l_gen;
+	else if (action == MOVE_DO_SEND_FINISH)
+		s->l_finish = s->l_gen;
 }
 
 /* ---- actions ---- */
@@ -287,6 +347,7 @@ static void source_do(Explorer *e, State *s, MoveAction action)
 		if (s->s_disk != DISK_GONE)
 			breaks(e, "the source's QEMU is killed before GONE");
 		s->s_qemu = SQ_DEAD;
+		lease_drop(s, LEASE_SOURCE);
 	} else if (action == MOVE_DO_END) {
 		source_end(s);
 	}
@@ -329,6 +390,7 @@ static void target_do(Explorer *e, State *s, MoveAction action)
 		s->t_qemu = TQ_NONE;
 		s->t_cont = 0;
 		s->t_dead = 1;
+		lease_drop(s, LEASE_TARGET);
 	} else if (action == MOVE_DO_SAY_NEVER) {
 		if (s->t_disk != DISK_ABORTED || s->t_qemu != TQ_NONE)
 			breaks(e, "Never before its record and the end of QEMU");
@@ -395,6 +457,11 @@ static void feed(Explorer *e, State s, bool target, MoveEvent event, const char 
 			add(e, &dead,
 			    target ? "the target's keeper dies in a row" : "the source's keeper dies in a row");
 		}
+		if (!lease_allows(&s, row->actions[i], target)) {
+			feed(e, s, target, MOVE_EV_ACTION_FAILED, "the lease is not to be had");
+			return;
+		}
+		lease_do(&s, row->actions[i], target);
 		if (target)
 			target_do(e, &s, row->actions[i]);
 		else
@@ -464,6 +531,7 @@ static void kill_source_qemu(State *s)
 {
 	s->s_qemu = SQ_DEAD;
 	s->s_dead = s->s_up;
+	lease_drop(s, LEASE_SOURCE);
 }
 
 static void kill_target_qemu(State *s)
@@ -471,6 +539,7 @@ static void kill_target_qemu(State *s)
 	s->t_qemu = TQ_NONE;
 	s->t_cont = 0;
 	s->t_dead = s->t_up;
+	lease_drop(s, LEASE_TARGET);
 }
 
 /* A person cancels, the guest shuts down, a step fails. */
@@ -607,8 +676,12 @@ static void source_steps(Explorer *e, const State *now)
 		source_event(e, s);
 	if (move_state_deadline(s.s_state) != MOVE_DEADLINE_NONE)
 		feed(e, s, false, MOVE_EV_DEADLINE, "the source's deadline");
-	if (s.s_state == MOVE_S_IDLE && s.s_qemu == SQ_DEAD && !s.s_dead && source_facts(&s) & MOVE_FACT_OWNER) {
+	if (s.s_state == MOVE_S_DOUBT && s.lease)
+		feed(e, s, false, MOVE_EV_LEASE, "the source looks at the lease");
+	if (s.s_state == MOVE_S_IDLE && s.s_qemu == SQ_DEAD && !s.s_dead && source_facts(&s) & MOVE_FACT_OWNER &&
+	    s.l_holder != LEASE_TARGET) {
 		s.s_qemu = SQ_RUN;
+		lease_take(&s, LEASE_SOURCE);
 		add(e, &s, "start on the source");
 	}
 }
@@ -685,6 +758,10 @@ static void target_cont_steps(Explorer *e, const State *now)
 	if (!s.t_cont)
 		return;
 	s.t_cont = 0;
+	if (s.t_qemu == TQ_NONE) {
+		add(e, &s, "cont reaches nobody");
+		return;
+	}
 	if (s.t_qemu == TQ_LOADED || (s.t_qemu == TQ_RUN && s.t_restarted))
 		feed(e, s, true, s.t_up ? MOVE_EV_CONT_ERROR : NO_EVENT, "cont fails");
 	s.t_qemu = TQ_RUN;
@@ -744,8 +821,10 @@ static void target_steps(Explorer *e, const State *now)
 	}
 	if (move_state_deadline(s.t_state) != MOVE_DEADLINE_NONE)
 		feed(e, s, true, MOVE_EV_DEADLINE, "the target's deadline");
-	if (s.t_state == MOVE_T_OWNER && s.t_qemu == TQ_NONE && !s.t_dead && s.t_disk == DISK_COMMITTED) {
+	if (s.t_state == MOVE_T_OWNER && s.t_qemu == TQ_NONE && !s.t_dead && s.t_disk == DISK_COMMITTED &&
+	    s.l_holder != LEASE_SOURCE) {
 		s.t_qemu = TQ_RUN;
+		lease_take(&s, LEASE_TARGET);
 		s.t_ran = 1;
 		add(e, &s, "start on the target");
 	}
@@ -789,10 +868,10 @@ static void print_state(const State *s)
 {
 	fprintf(stderr,
 		"    S %s%s qemu=%d disk=%d link=%d lost=%d  T %s%s qemu=%d disk=%d from=%d asked=%d cont=%d ran=%d "
-		"old=%d\n",
+		"old=%d  lease %d/%d gen=%d commit=%d finish=%d\n",
 		s->s_up ? "" : "(dead) ", move_state_name(s->s_state), s->s_qemu, s->s_disk, s->s_link, s->s_lost,
 		s->t_up ? "" : "(dead) ", move_state_name(s->t_state), s->t_qemu, s->t_disk, s->t_from, s->t_asked,
-		s->t_cont, s->t_ran, s->old);
+		s->t_cont, s->t_ran, s->old, s->l_holder, s->l_last, s->l_gen, s->l_commit, s->l_finish);
 }
 
 static void print_way(const Explorer *e, size_t i)
@@ -810,6 +889,9 @@ ExploreResult explore(const MoveRow *rows, size_t n_rows, const ExploreOptions *
 
 	s.offline = options->offline;
 	s.s_qemu = options->offline ? SQ_DEAD : SQ_RUN;
+	s.lease = options->lease;
+	s.l_last = LEASE_SOURCE;
+	s.l_holder = options->lease && !options->offline ? LEASE_SOURCE : LEASE_NOBODY;
 
 	grow(&e);
 	e.states[0] = s;

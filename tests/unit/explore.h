@@ -10,6 +10,7 @@
 typedef struct ExploreOptions {
 	unsigned int faults; /* at most so many in a run */
 	bool offline;	     /* a VM that is off */
+	bool lease;	     /* a VM with a lease: nobody runs it without */
 	bool *used;	     /* for each row, set to true when it was taken; may be NULL */
 	bool trace;	     /* print the way to the state that breaks a rule */
 } ExploreOptions;
@@ -22,7 +23,7 @@ typedef struct ExploreResult {
 /**
  * explore() - walk all states
  *
- * Rules: never two that run, nothing runs where it must not; journals agree; a state from which, without further
+ * Rules: never two that run, nothing runs where it must not, nor without the lease; journals agree; a state from which, without further
  * faults, no end with exactly one owner can be reached is broken too.
  */
 ExploreResult explore(const MoveRow *rows, size_t n_rows, const ExploreOptions *options);

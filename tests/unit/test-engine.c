@@ -93,6 +93,7 @@ static const Expected source_rows[] = {
 	{S(S_COMMIT), EV(ENTER), F(LINK) | F(CANCELLED), S(S_CANCEL), {0}},
 	{S(S_COMMIT), EV(ACTION_FAILED), F(LINK), S(S_CANCEL), {0}},
 	{S(S_RELEASE), EV(ENTER), 0, S(S_SEND), {DO(RELEASE_LEASE)}},
+	{S(S_RELEASE), EV(ACTION_FAILED), F(LINK), S(S_NEVER_LEASE), {DO(DROP_LINK)}},
 	{S(S_SEND), EV(ENTER), F(LINK), S(S_WAIT), {DO(SEND_FINISH)}},
 	{S(S_SEND), EV(ENTER), 0, S(S_DOUBT), {DO(RECONNECT)}},
 	{S(S_WAIT), EV(RUNNING), F(LINK), S(S_GONE), {0}},
@@ -101,6 +102,7 @@ static const Expected source_rows[] = {
 	{S(S_WAIT), EV(DEADLINE), F(LINK), S(S_DOUBT), {DO(DROP_LINK), DO(RECONNECT)}},
 	{S(S_DOUBT), EV(REACHED), F(LINK), S(S_WAIT), {DO(SEND_OUTCOME)}},
 	{S(S_DOUBT), EV(RESTART), 0, S(S_DOUBT), {DO(RECONNECT)}},
+	{S(S_DOUBT), EV(LEASE), 0, S(S_NEVER_RECORD), {DO(RETAKE_LEASE), DO(DROP_LINK)}},
 	{S(S_DOUBT), EV(ASSUME_THERE), 0, S(S_GONE), {DO(DROP_LINK)}},
 	{S(S_DOUBT), EV(ASSUME_NOWHERE), 0, S(S_NEVER_LEASE), {DO(DROP_LINK)}},
 	{S(S_NEVER_LEASE), EV(ENTER), 0, S(S_NEVER_RECORD), {DO(ACQUIRE_LEASE)}},
@@ -185,6 +187,8 @@ static void test_protocol_rows(void **state)
 		{S(S_HOLD), EV(ENTER), F(FOLLOW_DONE) | F(TARGET_ACTIVE)},
 		{S(S_WAIT), EV(CANCEL), F(LINK)}, /* too late */
 		{S(S_DOUBT), EV(CANCEL), 0},
+		{S(S_DOUBT), EV(LEASE), F(OFFLINE)}, /* nobody held it */
+		{S(S_DOUBT), EV(ACTION_FAILED), 0},  /* the lease is not ours: go on asking */
 		{S(S_WAIT), EV(QEMU_DEAD), F(LINK)}, /* not for the source to decide any more */
 		{S(S_DOUBT), EV(QEMU_DEAD), 0},
 		{S(T_IDLE), EV(PREPARE), F(OWNER)}, /* the guest is here */
@@ -297,8 +301,8 @@ static void test_the_way_back(void **state)
 
 /* ---- order of actions, along all ways through the table ---- */
 
-/* The states that can be reached from @from by rows without @without. */
-static void reach(MoveState from, MoveAction without, bool reached[_MOVE_STATE_MAX])
+/* The states that can be reached from @from by rows without @without and @nor. */
+static void reach(MoveState from, MoveAction without, MoveAction nor, bool reached[_MOVE_STATE_MAX])
 {
 	bool more = true;
 
@@ -308,7 +312,8 @@ static void reach(MoveState from, MoveAction without, bool reached[_MOVE_STATE_M
 		more = false;
 		for (size_t i = 0; i < n_rows; i++)
 			if (reached[rows[i].state] && !reached[rows[i].next] && rows[i].event != MOVE_EV_RESTART &&
-			    (without == MOVE_DO_NOTHING || !has_action(&rows[i], without)))
+			    (without == MOVE_DO_NOTHING || !has_action(&rows[i], without)) &&
+			    (nor == MOVE_DO_NOTHING || !has_action(&rows[i], nor)))
 				reached[rows[i].next] = more = true;
 	}
 }
@@ -329,6 +334,7 @@ static void test_order(void **state)
 	static const struct {
 		MoveState from;
 		MoveAction first, then;
+		MoveAction instead; /* this one does as well as the first */
 	} orders[] = {
 		{S(S_IDLE), DO(JOURNAL_COMMIT), DO(RELEASE_LEASE)},
 		{S(S_IDLE), DO(JOURNAL_COMMIT), DO(SEND_FINISH)},
@@ -337,7 +343,7 @@ static void test_order(void **state)
 		{S(S_IDLE), DO(JOURNAL_GONE), DO(KILL_QEMU)},
 		{S(S_IDLE), DO(JOURNAL_GONE), DO(FORGET)},
 		{S(S_IDLE), DO(JOURNAL_OWNER), DO(RESUME)},
-		{S(S_IDLE), DO(ACQUIRE_LEASE), DO(RESUME)},
+		{S(S_IDLE), DO(ACQUIRE_LEASE), DO(RESUME), DO(RETAKE_LEASE)},
 		{S(S_IDLE), DO(LAST_DELTA), DO(CONTINUE)},
 		{S(T_IDLE), DO(JOURNAL_COMMITTED), DO(CONT)},
 		{S(T_IDLE), DO(ACQUIRE_LEASE), DO(JOURNAL_COMMITTED)},
@@ -352,7 +358,7 @@ static void test_order(void **state)
 	for (size_t i = 0; i < ARRAY_SIZE(orders); i++) {
 		bool reached[_MOVE_STATE_MAX], done = false;
 
-		reach(orders[i].from, orders[i].first, reached);
+		reach(orders[i].from, orders[i].first, orders[i].instead, reached);
 		for (size_t j = 0; j < n_rows; j++) {
 			if (!has_action(&rows[j], orders[i].then) || rows[j].event == MOVE_EV_RESTART ||
 			    is_source(rows[j].state) != is_source(orders[i].from))
@@ -371,8 +377,8 @@ static void test_every_state_reached(void **state)
 	bool source[_MOVE_STATE_MAX], target[_MOVE_STATE_MAX];
 
 	(void)state;
-	reach(MOVE_S_IDLE, MOVE_DO_NOTHING, source);
-	reach(MOVE_T_IDLE, MOVE_DO_NOTHING, target);
+	reach(MOVE_S_IDLE, MOVE_DO_NOTHING, MOVE_DO_NOTHING, source);
+	reach(MOVE_T_IDLE, MOVE_DO_NOTHING, MOVE_DO_NOTHING, target);
 	for (int s = 0; s < _MOVE_STATE_MAX; s++)
 		assert_true(source[s] || target[s]);
 }
@@ -394,11 +400,13 @@ static void test_records(void **state)
 static void test_explore(void **state)
 {
 	(void)state;
-	for (int offline = 0; offline < 2; offline++) {
-		ExploreOptions options = {.faults = FAULTS, .offline = offline, .trace = true};
+	for (unsigned int variant = 0; variant < 4; variant++) {
+		bool offline = variant & 1, lease = variant & 2;
+		ExploreOptions options = {.faults = FAULTS, .offline = offline, .lease = lease, .trace = true};
 		ExploreResult result = explore(rows, n_rows, &options);
 
-		print_message("%s: %zu states\n", offline ? "off" : "on", result.states);
+		print_message("%s%s: %zu states\n", offline ? "off" : "on", lease ? ", with a lease" : "",
+			      result.states);
 		assert_null(result.broken);
 		assert_true(result.states > 5000);
 	}
@@ -412,6 +420,7 @@ typedef struct Seed {
 	MoveAction marked; /* of several rows, the one with this action; DO(NOTHING): the first */
 	MoveState next;	   /* the state itself, and no actions: the row is missing */
 	MoveAction actions[MOVE_ROW_ACTIONS];
+	bool lease;
 } Seed;
 
 static const Seed seeds[] = {
@@ -442,6 +451,15 @@ static const Seed seeds[] = {
 	{"stuck when ABORTED fails", S(T_ABORT), EV(OUTCOME), 0, S(T_ABORT), {0}},
 	{"an unwritten COMMITTED is carried out", S(T_JOURNAL), EV(ACTION_FAILED), 0, S(T_CONT), {0}},
 	{"an unwritten COMMIT is sent", S(S_COMMIT), EV(ACTION_FAILED), 0, S(S_RELEASE), {0}},
+	{"the lease is released before COMMIT", S(S_HOLD), EV(ENTER), 0, S(S_SWITCHOVER),
+	 {DO(RELEASE_LEASE), DO(LAST_DELTA), DO(CONTINUE)}, true},
+	{"Finish without having released the lease", S(S_RELEASE), EV(ACTION_FAILED), 0, S(S_SEND), {0}, true},
+	{"COMMITTED before the lease", S(T_LEASE), EV(ENTER), 0, S(T_JOURNAL), {0}, true},
+	{"a lease that is not to be had is no matter", S(T_LEASE), EV(ACTION_FAILED), 0, S(T_JOURNAL), {0}, true},
+	{"the lease is not taken back", S(S_NEVER_LEASE), EV(ENTER), 0, S(S_NEVER_RECORD), {0}, true},
+	{"resumed in doubt with the target's generation", S(S_DOUBT), EV(LEASE), 0, S(S_NEVER_RECORD),
+	 {DO(ACQUIRE_LEASE), DO(DROP_LINK)}, true},
+	{"resumed in doubt without looking", S(S_DOUBT), EV(LEASE), 0, S(S_NEVER_RECORD), {DO(DROP_LINK)}, true},
 };
 
 static void test_seeded_bugs(void **state)
@@ -451,7 +469,7 @@ static void test_seeded_bugs(void **state)
 	(void)state;
 	for (size_t i = 0; i < ARRAY_SIZE(seeds); i++) {
 		const Seed *seed = &seeds[i];
-		ExploreOptions options = {.faults = 2};
+		ExploreOptions options = {.faults = 2, .lease = seed->lease};
 		ExploreResult result;
 		size_t at = 0;
 
