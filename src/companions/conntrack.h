@@ -1,29 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 
-#include "basic/json.h"
-#include "basic/text.h"
-#include "conntrack/conntrack.h"
+#include "companions/tool.h"
 #include "conntrack/wire.h"
 
 /* vmferry-conntrack: what its verbs share. */
 
 typedef enum Format { FORMAT_WIRE, FORMAT_SAVE, FORMAT_RAW, FORMAT_ANY } Format;
 
-/**
- * struct Tool - one command line, parsed
- * @options: values by key
- * @args:    what is not an option
- * @select:  --address, --mark and --zone
- * @json:    --json: what happens is said in JSON lines
- */
-typedef struct Tool {
-	json_object *options;
-	char **args;
-	CtSelect *select;
-	Format format;
-	bool json;
-} Tool;
+/** tool_format() - the value of --format, or @otherwise */
+Format tool_format(const Tool *tool, Format otherwise);
 
 /* Verbs. Return: 0, or negative errno with @err set. */
 int tool_dump(const Tool *tool, Error **err);
@@ -31,15 +17,6 @@ int tool_follow(const Tool *tool, Error **err);
 int tool_apply(const Tool *tool, Error **err);
 int tool_show(const Tool *tool, Error **err);
 int tool_flush(const Tool *tool, Error **err);
-
-/**
- * tool_say() - what happened, on standard error: @o as a JSON line with --json, else the text
- * @o: taken over
- */
-void tool_say(const Tool *tool, json_object *o, const char *fmt, ...) _printf_(3, 4);
-
-/** tool_number() - the value of an option that is a number, or @otherwise */
-uint64_t tool_number(const Tool *tool, const char *key, uint64_t otherwise);
 
 /* ---- streams of entries, input.c and output.c ---- */
 

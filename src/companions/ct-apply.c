@@ -89,21 +89,12 @@ static int at_end(Applying *a, int read_result, Error **err)
 	return -EPIPE;
 }
 
-static int read_limit(const Tool *tool, CtApplyOptions *options, Error **err)
-{
-	const char *text;
-
-	if (json_get_string(tool->options, "max-entries", &text) && text_parse_u64(text, &options->max_entries) < 0)
-		return error_set(err, -EINVAL, "--max-entries: \"%s\" is not a number", text);
-	return 0;
-}
-
 int tool_apply(const Tool *tool, Error **err)
 {
 	_cleanup_(applying_done)
-	Applying a = {.tool = tool, .input = {.fd = STDIN_FILENO, .format = tool->format}};
+	Applying a = {.tool = tool, .input = {.fd = STDIN_FILENO, .format = tool_format(tool, FORMAT_ANY)}};
 	CtApplyOptions options = {.max_entries = 1000000, .marks_mask = UINT32_MAX};
-	int r = read_limit(tool, &options, err);
+	int r = tool_max_entries(tool, &options.max_entries, err);
 
 	if (r >= 0)
 		r = ct_apply_new(tool->select, &options, &a.apply, err);

@@ -46,7 +46,7 @@ static int write_deltas(Following *f)
 	int r = 0;
 
 	while (r >= 0 && (len = ct_follow_delta(f->follow, DELTA_BYTES, &data, &n)) > 0) {
-		r = output_write(STDOUT_FILENO, f->tool->format, data, len);
+		r = output_write(STDOUT_FILENO, tool_format(f->tool, FORMAT_WIRE), data, len);
 		f->records += n;
 		f->bytes += len;
 	}
@@ -174,7 +174,7 @@ static int follow_last(Following *f, Error **err)
 	if (r >= 0)
 		r = write_deltas(f);
 	if (r >= 0)
-		r = output_end(STDOUT_FILENO, f->tool->format);
+		r = output_end(STDOUT_FILENO, tool_format(f->tool, FORMAT_WIRE));
 	if (r < 0)
 		return written(r, err);
 	say(f, "last");
@@ -208,6 +208,6 @@ int tool_dump(const Tool *tool, Error **err)
 	if (r >= 0)
 		r = write_deltas(&f);
 	if (r >= 0)
-		r = output_end(STDOUT_FILENO, tool->format);
+		r = output_end(STDOUT_FILENO, tool_format(tool, FORMAT_WIRE));
 	return written(r, err);
 }

@@ -133,7 +133,7 @@ static int show_batch(const Tool *tool, const uint8_t *batch, size_t len, json_o
 
 int tool_show(const Tool *tool, Error **err)
 {
-	_cleanup_(input_done) Input input = {.fd = STDIN_FILENO, .format = tool->format};
+	_cleanup_(input_done) Input input = {.fd = STDIN_FILENO, .format = tool_format(tool, FORMAT_ANY)};
 	_cleanup_json_ json_object *rows = json_object_new_array();
 	_cleanup_fd_ int fd = -1;
 	const uint8_t *batch;
