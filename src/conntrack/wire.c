@@ -7,6 +7,8 @@
 #include <linux/netfilter/nf_conntrack_tcp.h>
 #include <string.h>
 
+#include "basic/crc32.h"
+
 #define MAGIC 0x56464354 /* "VFCT" */
 #define VERSION 1
 #define DCCP_STATE_MAX 9 /* CT_DCCP_INVALID of kernels that know the protocol */
@@ -211,7 +213,7 @@ static void put_header(uint8_t *batch, size_t len, uint32_t count, uint32_t flag
 	p = put_u32(p, VERSION << 24 | flags << 16);
 	p = put_u32(p, count);
 	p = put_u32(p, (uint32_t)(len - CT_WIRE_HEADER));
-	put_u32(p, ct_crc32(ct_crc32(0, batch, CT_WIRE_HEADER - 4), batch + CT_WIRE_HEADER, len - CT_WIRE_HEADER));
+	put_u32(p, crc32_add(crc32_add(0, batch, CT_WIRE_HEADER - 4), batch + CT_WIRE_HEADER, len - CT_WIRE_HEADER));
 }
 
 void ct_wire_header(uint8_t *batch, size_t len, uint32_t count)
@@ -265,7 +267,7 @@ static int read_header(CtWireReader *reader)
 	len = get_u32(h + 12);
 	if (len > have - CT_WIRE_HEADER)
 		return bad(reader, "truncated batch");
-	if (ct_crc32(ct_crc32(0, h, CT_WIRE_HEADER - 4), h + CT_WIRE_HEADER, len) != get_u32(h + 16))
+	if (crc32_add(crc32_add(0, h, CT_WIRE_HEADER - 4), h + CT_WIRE_HEADER, len) != get_u32(h + 16))
 		return bad(reader, "checksum does not match");
 	reader->ended |= h[5] & FLAG_END;
 	reader->left = get_u32(h + 8);

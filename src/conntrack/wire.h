@@ -62,6 +62,3 @@ int ct_wire_next(CtWireReader *reader, CtWireOp *ret_op, CtRecord *ret);
 
 /** ct_wire_check() - whether all of it can be read. Return: 0 or -EBADMSG with the reason */
 int ct_wire_check(const void *data, size_t len, size_t *ret_records, const char **ret_why);
-
-/** ct_crc32() - CRC-32 (IEEE 802.3) of more bytes, begin with 0 */
-uint32_t ct_crc32(uint32_t crc, const void *data, size_t len);

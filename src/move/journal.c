@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "basic/crc32.h"
 #include "basic/fd.h"
 #include "basic/fs.h"
 #include "basic/text.h"
@@ -40,19 +41,6 @@ int journal_kind_from_string(const char *s)
 	return -EINVAL;
 }
 
-/* CRC-32 (IEEE 802.3), bitwise: sixteen slots at start and one a record do not need a table. */
-static uint32_t crc32_of(const char *data, size_t len)
-{
-	uint32_t crc = 0xffffffff;
-
-	for (size_t i = 0; i < len; i++) {
-		crc ^= (uint8_t)data[i];
-		for (int bit = 0; bit < 8; bit++)
-			crc = crc >> 1 ^ (crc & 1 ? 0xedb88320 : 0);
-	}
-	return ~crc;
-}
-
 /* "vmferry1 CRC seq=... kind=... id=... forgotten=... running=... lease=... peer=...\n", peer to the end of the line.
  */
 static void slot_text(const JournalRecord *r, char *slot)
@@ -62,7 +50,7 @@ static void slot_text(const JournalRecord *r, char *slot)
 	body = xasprintf("seq=%" PRIu64 " kind=%s id=%s forgotten=%d running=%d lease=%" PRIu64 " peer=%s", r->seq,
 			 kind_names[r->kind], r->id[0] ? r->id : "-", r->forgotten, r->running, r->lease_generation,
 			 r->peer);
-	line = xasprintf("vmferry1 %08" PRIx32 " %s\n", crc32_of(body, strlen(body)), body);
+	line = xasprintf("vmferry1 %08" PRIx32 " %s\n", crc32_add(0, body, strlen(body)), body);
 	memset(slot, 0, SLOT_SIZE);
 	memcpy(slot, line, strlen(line) < SLOT_SIZE ? strlen(line) : SLOT_SIZE - 1);
 }
@@ -81,7 +69,7 @@ static bool slot_parse(char *slot, JournalRecord *ret)
 		return false;
 	*end = '\0';
 	body = slot + 18;
-	if (crc32_of(body, strlen(body)) != crc)
+	if (crc32_add(0, body, strlen(body)) != crc)
 		return false;
 	if (sscanf(body, "seq=%" SCNu64 " kind=%15s id=%33s forgotten=%d running=%d lease=%" SCNu64 " peer=%n", &r.seq,
 		   kind, id, &forgotten, &running, &r.lease_generation, &peer_at) != 6 ||

@@ -48,6 +48,14 @@ int conf_check_id(const char *value, char **ret, Error **err)
 	return good(value, ret);
 }
 
+int conf_check_lease_name(const char *value, char **ret, Error **err)
+{
+	/* SANLK_NAME_LEN; sanlock separates names by colons. */
+	if (!simple_word(value, LETTERS DIGITS "-_.", 48))
+		return bad(err, value, "a name of sanlock's", "letters, digits, -, _ and ., 48 at most");
+	return good(value, ret);
+}
+
 int conf_check_cpu(const char *value, char **ret, Error **err)
 {
 	/* QEMU's CPU models with features: "host", "Skylake-Client,+vmx,hv-time=on" */

@@ -75,6 +75,13 @@ static const ConfSection graphics_section = {
 
 static const ConfKey lease_keys[] = {
 	{"path", CONF_TEXT, CONF_REQUIRED, CONF_FIELD(VmDefinition, lease_path), .check = conf_check_path},
+	{"on-lost", CONF_WORD, 0, CONF_FIELD(VmDefinition, lease_on_lost), .words = &lease_on_lost_table,
+	 .fallback = "kill"},
+	{"lockspace", CONF_TEXT, 0, CONF_FIELD(VmDefinition, lease_lockspace),
+	 .check = conf_check_lease_name},
+	{"resource", CONF_TEXT, 0, CONF_FIELD(VmDefinition, lease_resource),
+	 .check = conf_check_lease_name},
+	{"offset", CONF_SIZE, 0, CONF_FIELD(VmDefinition, lease_offset), .max = MIB * MIB * MIB, .fallback = "0"},
 };
 
 static const ConfSection lease_section = {
@@ -151,6 +158,18 @@ size_t vm_pci_devices(const VmDefinition *def)
 	return n;
 }
 
+static int check_lease(const VmDefinition *def, const ConfLines *lines, Error **err)
+{
+	if (def->lease == LEASE_SANLOCK && !def->lease_lockspace) {
+		conf_fail(lines, "lease", err, "lease sanlock has no \"lockspace\"");
+		error_hint(err, "add lockspace = the name under which this host has joined it: sanlock client status");
+		return -EINVAL;
+	}
+	if (def->lease == LEASE_FILE && (def->lease_lockspace || def->lease_resource || def->lease_offset))
+		return conf_fail(lines, "lease", err, "lease file has no lockspace, resource and offset: sanlock has");
+	return 0;
+}
+
 /* One key against another. */
 static int check_together(const VmDefinition *def, const ConfLines *lines, Error **err)
 {
@@ -172,7 +191,7 @@ static int check_together(const VmDefinition *def, const ConfLines *lines, Error
 		error_hint(err, "put disks on bus = \"scsi\": they share one slot");
 		return -EINVAL;
 	}
-	return 0;
+	return check_lease(def, lines, err);
 }
 
 int vm_definition_parse(const char *name, const char *text, const char *origin, VmDefinition **ret, Error **err)

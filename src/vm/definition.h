@@ -25,6 +25,7 @@ typedef enum DiskBus { BUS_VIRTIO, BUS_SCSI, _DISK_BUS_MAX } DiskBus;
 typedef enum Serial { SERIAL_LOG, SERIAL_SOCKET, SERIAL_NONE, _SERIAL_MAX } Serial;
 typedef enum GraphicsType { GRAPHICS_NONE, GRAPHICS_SPICE, GRAPHICS_VNC, _GRAPHICS_MAX } GraphicsType;
 typedef enum LeaseType { LEASE_NONE, LEASE_FILE, LEASE_SANLOCK, _LEASE_MAX } LeaseType;
+typedef enum LeaseOnLost { LEASE_LOST_KILL, LEASE_LOST_PAUSE, _LEASE_ON_LOST_MAX } LeaseOnLost;
 
 /* Name tables of the enums above: NULL / -EINVAL for what is not in them. */
 const char *memory_backing_to_string(MemoryBacking v);
@@ -43,6 +44,8 @@ const char *graphics_type_to_string(GraphicsType v);
 int graphics_type_from_string(const char *s);
 const char *lease_type_to_string(LeaseType v);
 int lease_type_from_string(const char *s);
+const char *lease_on_lost_to_string(LeaseOnLost v);
+int lease_on_lost_from_string(const char *s);
 
 typedef struct VmDisk {
 	char *id;
@@ -84,6 +87,9 @@ typedef struct VmDefinition {
 	char *graphics_listen;
 	LeaseType lease;
 	char *lease_path;
+	LeaseOnLost lease_on_lost;
+	char *lease_lockspace, *lease_resource; /* sanlock; resource NULL: the VM's name */
+	uint64_t lease_offset;			/* sanlock: of the resource in its file, bytes */
 	bool autostart;
 	char **qemu_args;
 } VmDefinition;

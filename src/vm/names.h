@@ -17,6 +17,7 @@ extern const NameTable disk_bus_table;
 extern const NameTable serial_table;
 extern const NameTable graphics_type_table;
 extern const NameTable lease_type_table;
+extern const NameTable lease_on_lost_table;
 extern const NameTable transport_choice_table;
 
 /** name_table_find() - Return: the value of a word, or -EINVAL (also for NULL) */

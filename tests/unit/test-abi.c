@@ -115,7 +115,8 @@ static void test_pairs(void **state)
 static void test_every_key_is_placed(void **state)
 {
 	static const char *const unseen[] = {"memory-backing", "binary", "autostart", "file",	"format", "shared",
-					     "bridge",	       "vlan",	 "addresses", "listen", "path"};
+					     "bridge",	       "vlan",	 "addresses", "listen", "path",	  "on-lost",
+					     "lockspace",      "resource", "offset"};
 	(void)state;
 
 	for (size_t i = 0; i < definition_schema.n_keys; i++) {

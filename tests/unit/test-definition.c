@@ -71,6 +71,12 @@ static const Bad bads[] = {
 	{M "graphics none {}\n", "2: graphics \"none\" is not known", NULL},
 	{M "lease nfs { path = \"/l\" }\n", "2: lease \"nfs\" is not known", "\"file\" or \"sanlock\""},
 	{M "lease file { }\n", "2: lease file has no \"path\"", "add path"},
+	{M "lease file { path = /l on-lost = reboot }\n", "2: ", "\"kill\" or \"pause\""},
+	{M "lease file { path = /l lockspace = vms }\n", "2: lease file has no lockspace", NULL},
+	{M "lease file { path = /l offset = 1M }\n", "2: lease file has no lockspace", NULL},
+	{M "lease sanlock { path = /l }\n", "2: lease sanlock has no \"lockspace\"", "add lockspace"},
+	{M "lease sanlock { path = /l lockspace = \"a:b\" }\n", "2: ", "48 at most"},
+	{M "lease sanlock { path = /l lockspace = vms resource = \"\" }\n", "2: ", "48 at most"},
 
 	/* bytes */
 	{M "append = \"${HOME}\"\n", "2: \"${\" is not allowed", "environment"},
@@ -336,7 +342,7 @@ static const char full[] =
 	"kernel = /boot//vmlinuz initrd = /boot/initrd append = \"console=ttyS0 quote=\\\"x\\\" $HOME # no comment\"\n"
 	"firmware = /usr/share/ovmf.fd serial = socket\n"
 	"graphics spice { listen = \"::\" } // comment ${HOME}\n"
-	"lease sanlock { path = /dev/leases } /* ${HOME}\n */ # ${HOME}\n"
+	"lease sanlock { path = /dev/leases lockspace = vms resource = web offset = 3M on-lost = pause } /* ${HOME}\n */ # ${HOME}\n"
 	"autostart = on qemu-args = { \"-device\", \"virtio-rng-pci,id=\\\"r\\\"\", \"\" }\n";
 
 static VmDefinition *parse_good(const char *text)
@@ -391,6 +397,10 @@ static void test_full(void **state)
 	assert_string_equal(def->graphics_listen, "::");
 	assert_int_equal(def->lease, LEASE_SANLOCK);
 	assert_string_equal(def->lease_path, "/dev/leases");
+	assert_string_equal(def->lease_lockspace, "vms");
+	assert_string_equal(def->lease_resource, "web");
+	assert_int_equal(def->lease_offset, 3 << 20);
+	assert_int_equal(def->lease_on_lost, LEASE_LOST_PAUSE);
 	assert_true(def->autostart);
 	assert_int_equal(strv_length(def->qemu_args), 3);
 	assert_string_equal(def->qemu_args[1], "virtio-rng-pci,id=\"r\"");
@@ -536,6 +546,7 @@ static void test_name_tables(void **state)
 		NAMES(disk_format, _DISK_FORMAT_MAX), NAMES(disk_cache, _CACHE_MAX),
 		NAMES(disk_bus, _DISK_BUS_MAX),	      NAMES(serial, _SERIAL_MAX),
 		NAMES(graphics_type, _GRAPHICS_MAX),  NAMES(lease_type, _LEASE_MAX),
+		NAMES(lease_on_lost, _LEASE_ON_LOST_MAX),
 		NAMES(transport_choice, _CHOICE_MAX),
 	};
 	(void)state;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <pthread.h>
 
-#include "wire.h"
+#include "crc32.h"
 
 static uint32_t table[8][256];
 
@@ -20,7 +20,7 @@ static void fill(void)
 }
 
 /* Eight bytes a step ("slicing by 8"). */
-uint32_t ct_crc32(uint32_t crc, const void *data, size_t len)
+uint32_t crc32_add(uint32_t crc, const void *data, size_t len)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	const uint8_t *p = data;
