@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 
+#include <linux/netfilter/nf_conntrack_common.h>
+
 #include "netlink.h"
 #include "table.h"
 
@@ -66,9 +68,19 @@ uint32_t ct_apply_seconds(void);
 /** ct_apply_room() - flush unless @n more messages fit. Return: 0 or negative errno (there is room all the same) */
 int ct_apply_room(CtApply *apply, unsigned n);
 
-/** ct_apply_held() - the timeout an entry is given while it waits for its guest */
+/*
+ * The kernel keeps GRE's timeouts in the entry and cannot be told them: the first packet would set what is left to 0 (gre_timeout in
+ * nf_conntrack_proto_gre.c). So GRE entries have a fixed timeout, as long as that of an idle TCP connection once there are answers.
+ */
+#define CT_GRE_SECONDS 432000
+
+/** ct_apply_held() - the timeout an entry is given while it waits for its guest; a fixed one is never set right later */
 static inline uint32_t ct_apply_held(const CtRecord *record)
 {
+	if (record->key.protocol == IPPROTO_GRE && !record->key.expect)
+		return record->status & IPS_SEEN_REPLY ? CT_GRE_SECONDS : CT_HOLD_SECONDS;
+	if (record->status & IPS_FIXED_TIMEOUT)
+		return record->timeout ?: 1;
 	return record->timeout > CT_HOLD_SECONDS ? record->timeout : CT_HOLD_SECONDS;
 }
 

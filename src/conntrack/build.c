@@ -242,12 +242,13 @@ void ct_build_expect(struct nlmsghdr *nlh, const CtRecord *record)
 	mnl_attr_nest_end(nlh, nest);
 }
 
-/* An update must not try to change EXPECTED, which the kernel set along with the master. */
+/* An update must not try to change EXPECTED, which the kernel set along with the master. GRE: see CT_GRE_SECONDS. */
 static uint32_t status_to_set(const CtRecord *record, bool create)
 {
 	uint32_t expected = !create && (record->has & CT_HAS_MASTER) ? IPS_EXPECTED : 0;
+	uint32_t fixed = record->key.protocol == IPPROTO_GRE ? IPS_FIXED_TIMEOUT : 0;
 
-	return (record->status & STATUS_MASK) | IPS_CONFIRMED | expected;
+	return (record->status & STATUS_MASK) | IPS_CONFIRMED | expected | fixed;
 }
 
 void ct_build(struct nlmsghdr *nlh, const CtRecord *record, const CtBuild *how)

@@ -26,6 +26,8 @@ static bool untouched(const CtEntry *e, const CtRecord *now, uint32_t age)
 /* An established connection may be silent for days; what is known of its timeout may be older than its last packet. */
 static uint32_t true_timeout(const CtRecord *r)
 {
+	if (r->key.protocol == IPPROTO_GRE || (r->status & IPS_FIXED_TIMEOUT))
+		return 0;
 	if (r->timeout >= CT_HOLD_SECONDS || ((r->has & CT_HAS_TCP) && r->tcp.state == TCP_CONNTRACK_ESTABLISHED))
 		return 0;
 	return r->timeout > TIMEOUT_MIN ? r->timeout : TIMEOUT_MIN;
