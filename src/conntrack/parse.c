@@ -219,12 +219,12 @@ static void parse_protoinfo(const struct nlattr *nest, CtRecord *record, CtExtra
 	}
 }
 
-/* A name that fits and is not empty. */
-static bool parse_name(const struct nlattr *attr, char ret[CT_NAME])
+/* A name that fits into @size bytes and is not empty. */
+static bool parse_name(const struct nlattr *attr, char *ret, size_t size)
 {
 	size_t n = strnlen(mnl_attr_get_payload(attr), mnl_attr_get_payload_len(attr));
 
-	if (!n || n >= CT_NAME)
+	if (!n || n >= size)
 		return false;
 	memcpy(ret, mnl_attr_get_payload(attr), n);
 	return true;
@@ -285,7 +285,7 @@ static void parse_extra(const struct nlattr *attr, CtRecord *record, CtExtra *st
 		break;
 	case CTA_HELP:
 		name = find(attr, CTA_HELP_NAME);
-		if (name && parse_name(name, store->helper))
+		if (name && parse_name(name, store->helper, CT_NAME))
 			record->has |= CT_HAS_HELPER;
 		break;
 	case CTA_SEQ_ADJ_ORIG:
@@ -345,7 +345,7 @@ static void parse_expect_attribute(const struct nlattr *attr, CtRecord *ret, CtE
 		ret->has |= CT_HAS_ID;
 		break;
 	case CTA_EXPECT_HELP_NAME:
-		ret->has |= parse_name(attr, store->helper) ? CT_HAS_HELPER : 0;
+		ret->has |= parse_name(attr, store->helper, CT_NAME) ? CT_HAS_HELPER : 0;
 		break;
 	case CTA_EXPECT_ZONE:
 		ret->key.zone = ntohs(get_u16_raw(attr));
@@ -360,7 +360,7 @@ static void parse_expect_attribute(const struct nlattr *attr, CtRecord *ret, CtE
 		parse_expect_nat(attr, &store->expect);
 		break;
 	case CTA_EXPECT_FN:
-		(void)parse_name(attr, store->expect.function);
+		(void)parse_name(attr, store->expect.function, CT_FUNCTION);
 		break;
 	default:
 		break;

@@ -59,7 +59,8 @@ enum {
 };
 
 #define CT_LABELS 16 /* bytes, NF_CT_LABELS_MAX_SIZE */
-#define CT_NAME 16   /* with its NUL, NF_CT_HELPER_NAME_LEN, NF_CT_EXP_FN_LEN */
+#define CT_NAME 16   /* with its NUL, NF_CT_HELPER_NAME_LEN */
+#define CT_FUNCTION 32 /* of an expectation; "nat-follow-master" is the kernel's longest */
 
 typedef struct CtSeqadj {
 	uint32_t position;
@@ -86,7 +87,7 @@ typedef struct CtExpect {
 	CtTuple nat;  /* what the expected connection is translated to */
 	uint32_t flags, class;
 	uint8_t has_nat, nat_dir;
-	char function[CT_NAME];
+	char function[CT_FUNCTION];
 } CtExpect;
 
 /* What few entries have; kept outside of the record. */

@@ -127,7 +127,7 @@ static uint8_t *put_expect(uint8_t *p, const CtRecord *r, size_t len)
 	*p++ = (uint8_t)(e->has_nat ? 1 + e->nat_dir : 0);
 	if (e->has_nat)
 		p = put_tuple(p, &e->nat, len);
-	return mempcpy(p, e->function, strnlen(e->function, CT_NAME));
+	return mempcpy(p, e->function, strnlen(e->function, CT_FUNCTION));
 }
 
 static const struct {
@@ -313,9 +313,9 @@ static size_t tuple_length(const CtRecord *record)
 }
 
 /* A name is what goes to the kernel and to people: no byte but printable ASCII. */
-static bool get_name(const uint8_t *p, size_t len, char ret[CT_NAME])
+static bool get_name(const uint8_t *p, size_t len, char *ret, size_t size)
 {
-	if (len >= CT_NAME)
+	if (len >= size)
 		return false;
 	for (size_t i = 0; i < len; i++)
 		if (p[i] <= ' ' || p[i] > '~')
@@ -342,7 +342,7 @@ static bool get_labels(const uint8_t *p, size_t len, CtRecord *record)
 
 static bool get_helper(const uint8_t *p, size_t len, CtRecord *record)
 {
-	return len && get_name(p, len, record->extra->helper);
+	return len && get_name(p, len, record->extra->helper, CT_NAME);
 }
 
 static bool get_master(const uint8_t *p, size_t len, CtRecord *record)
@@ -408,7 +408,7 @@ static bool get_expect(const uint8_t *p, size_t len, CtRecord *record)
 		split_tuple(p + used, address, &e->nat);
 		used += n;
 	}
-	return get_name(p + used, len - used, e->function);
+	return get_name(p + used, len - used, e->function, CT_FUNCTION);
 }
 
 static const struct {

@@ -263,6 +263,8 @@ def ferry(lab, tools, *words, addresses=(VM, VM6), settle=300):
 # ---- flows: each is opened through fw1, and then says whether it still carries something both ways ----
 
 class Tcp:
+    text = b"hello"
+
     def __init__(self, client, server, address, port, family=socket.AF_INET, bind=None):
         self.a = client.socket(family, socket.SOCK_STREAM)
         with server.socket(family, socket.SOCK_STREAM) as listener:
@@ -277,8 +279,8 @@ class Tcp:
     def works(self):
         try:
             for one, other in ((self.a, self.b), (self.b, self.a)):
-                one.sendall(b"hello")
-                if other.recv(5) != b"hello":
+                one.sendall(self.text)
+                if other.recv(len(self.text)) != self.text:
                     return False
         except OSError:
             return False

@@ -387,3 +387,187 @@ def test_zones(lab, tools, zones):
         assert sum("zone" in line for line in lab.fw1.connections(VM)) == 1
         carried_all(lab, tools, 2)
         assert flow.works() and plain.works()
+
+
+SELECTIONS = {  # options; ports of the connections meant
+    "address": ([VM], {81, 82, 83}),
+    "mark": (["--mark=0x101"], {81, 84}),
+    "mark under a mask": (["--mark=0x100/0xff00"], {81, 84}),
+    "zone": (["--zone=5"], {83, 85}),
+    "address and mark": ([VM, "--mark=0x100/0xff00"], {81}),
+    "address and zone": ([VM, "--zone=5"], {83}),
+    "mark and zone": (["--zone=5", "--mark=0x200/0xff00"], {85}),
+    "all": ([VM, OTHER, "--zone=5", "--mark=0x203"], {85}),
+    "two addresses": ([VM, OTHER], {81, 82, 83, 84, 85}),
+}
+
+
+def ports(fw):
+    return {int(p) for p in re.findall(r" dport=(8\d) src", fw.exec("conntrack", "-L"))}
+
+
+def test_selections(lab, tools):
+    """By address, mark, zone and mixes; the same for what is there before and what comes or gets its mark while it is followed."""
+    rules = ("tcp dport { 83, 85 } ct zone set 5; tcp sport { 83, 85 } ct zone set 5",
+             "tcp dport { 81, 84 } ct mark set 0x101; tcp dport 82 ct mark set 0x202; tcp dport 85 ct mark set 0x203")
+    load(lab.fw1, raw=rules[0], mangle=rules[1], new="accept")
+
+    def connect(stack):
+        for port in range(81, 86):
+            stack.enter_context(contextlib.closing(Tcp(lab.client, lab.vm, VM if port < 84 else OTHER, port)))
+    for name, (words, meant) in SELECTIONS.items():
+        with contextlib.ExitStack() as stack:
+            for when in ("before", "meanwhile"):
+                for fw in (lab.fw1, lab.fw2):
+                    fw.exec("conntrack", "-F")
+                if when == "before":
+                    connect(stack)
+                follower, applier = ferry(lab, tools, settle=1, addresses=words)
+                if when == "meanwhile":
+                    connect(stack)
+                assert follower.stop()["entries"] == len(meant), (name, when)
+                applied = applier.line("applied")
+                assert (applied["refused"], applied["failed"]) == (0, 0), (name, when, applied)
+                assert ports(lab.fw2) == meant, (name, when)
+
+
+def test_a_mark_comes_and_goes(lab, tools):
+    """A connection that gets its mark late is fetched whole, in its zone; one that loses it ends there."""
+    zone = "tcp dport 81 ct zone set 5; tcp sport 81 ct zone set 5"
+    load(lab.fw1, raw=zone, new="accept")
+    with contextlib.closing(Tcp(lab.client, lab.vm, VM, 81)) as flow:
+        follower, applier = ferry(lab, tools, addresses=["--mark=0x100/0xff00"])
+        for mark, there in ((0x101, True), (0x207, False), (0x102, True), (0x1ff, True)):
+            load(lab.fw1, raw=zone, mangle=f"tcp dport 81 ct mark set {mark}", new="accept")
+            assert flow.works()
+            until(lambda: [f"mark={mark} " in line for line in lab.fw2.connections(VM)] == [True] * there)
+        follower.stop()
+        assert applier.line("applied")["applied"] == 1
+        applier.line("settled")
+        assert dump(lab.fw2, VM) == dump(lab.fw1, VM)
+        load(lab.fw2, raw=zone)
+        lab.lead(2)
+        assert flow.works()
+
+
+# ---- helpers: connections that belong to others ----
+
+HELPERS = {
+    "more": """
+        ct helper ftp { type "ftp" protocol tcp; }
+        ct helper pptp { type "pptp" protocol tcp; }
+        ct helper tftp { type "tftp" protocol udp; }
+    """,
+    "mangle": """
+        tcp dport 21 ct helper set "ftp"
+        tcp dport 1723 ct helper set "pptp"
+        udp dport 69 ct helper set "tftp"
+    """,
+}
+
+
+class Lines(Tcp):
+    text = b"NOOP\r\n"
+
+
+class Ftp:
+    """A control connection, and data connections either way that only the helper lets through. The server has @server's own address
+    @own; who connects to it uses @address."""
+
+    def __init__(self, client, server, address, own, family=socket.AF_INET):
+        self.client, self.server, self.address, self.own, self.family = client, server, address, own, family
+        self.control = Lines(client, server, address, 21, family)
+
+    def line(self, one, other, text):
+        one.sendall(text.encode() + b"\r\n")
+        data = b""
+        while not data.endswith(b"\r\n"):
+            data += other.recv(200)
+        return data.decode().strip()
+
+    def listener(self, ns, address):
+        s = ns.socket(self.family, socket.SOCK_STREAM)
+        s.bind((address, 0))
+        s.listen()
+        return s
+
+    def passive(self):
+        """The server tells where it listens, for connect_passive()."""
+        s = self.listener(self.server, self.own)
+        port = s.getsockname()[1]
+        self.line(self.control.a, self.control.b, "PASV")
+        told = self.line(self.control.b, self.control.a,
+                         f"227 Entering Passive Mode ({self.own.replace('.', ',')},{port >> 8},{port & 255})")
+        *address, high, low = re.search(r"\((.*)\)", told)[1].split(",")
+        return s, (".".join(address), int(high) << 8 | int(low))
+
+    def active(self):
+        s = self.listener(self.client, self.client_address())
+        port = s.getsockname()[1]
+        told = self.line(self.control.a, self.control.b,
+                         f"PORT {self.client_address().replace('.', ',')},{port >> 8},{port & 255}")
+        *address, high, low = told.split()[1].split(",")
+        return s, (".".join(address), int(high) << 8 | int(low))
+
+    def client_address(self):
+        return self.control.a.getsockname()[0]
+
+    def join(self, waiting, by):
+        """The data connection that was agreed upon, or None."""
+        listener, where = waiting
+        flow = Tcp.__new__(Tcp)
+        flow.a = by.socket(self.family, socket.SOCK_STREAM)
+        flow.a.settimeout(1.5)
+        listener.settimeout(1.5)
+        try:
+            if flow.a.connect_ex(where) != 0:
+                return None
+            flow.b, _ = listener.accept()
+        finally:
+            listener.close()
+        flow.b.settimeout(3)
+        return flow if flow.works() else None
+
+    def works(self):
+        return self.control.works()
+
+    def close(self):
+        self.control.close()
+
+
+FTP = {  # rules of fw1: destination, source; who connects to what
+    "plain": ("", "", lambda lab: Ftp(lab.client, lab.vm, VM, VM)),
+    "to another address": (f"ip daddr 10.77.9.209 dnat ip to {VM}", "", lambda lab: Ftp(lab.client, lab.vm, "10.77.9.209", VM)),
+    "from another address": ("", f"ip saddr {VM} snat ip to 10.77.9.208", lambda lab: Ftp(lab.vm, lab.client, CLIENT, CLIENT)),
+}
+
+
+@pytest.mark.parametrize("kind", FTP)
+def test_ftp(lab, tools, kind):
+    """The control connection, its expectations and data connections go over; what was agreed upon before is done after."""
+    dnat, snat, connect = FTP[kind]
+    load(lab.fw1, **HELPERS, dnat=dnat, snat=snat, new="tcp dport 21 accept")
+    with contextlib.ExitStack() as stack:
+        ftp = stack.enter_context(contextlib.closing(connect(lab)))
+        data = [stack.enter_context(contextlib.closing(ftp.join(ftp.passive(), ftp.client))),
+                stack.enter_context(contextlib.closing(ftp.join(ftp.active(), ftp.server)))]
+        waiting = ftp.active()
+        expected = lab.fw1.exec("conntrack", "-L", "expect")
+        assert "helper=ftp" in expected
+        before = dump(lab.fw1, VM)
+        assert len(before) == 4
+        carry(lab, tools)
+        assert dump(lab.fw2, VM) == before
+
+        def told(fw):
+            return [re.sub(r"^\d+ ", "", line) for line in fw.exec("conntrack", "-L", "expect").splitlines()]
+        assert told(lab.fw2) == told(lab.fw1)
+        lab.lead(2)
+        assert [d.works() for d in data] == [True] * 2
+        assert ftp.works()  # with its sequence numbers, where the text has got longer
+        assert (late := ftp.join(waiting, ftp.server)), "expected before the switch"
+        stack.enter_context(contextlib.closing(late))
+        assert (new := ftp.join(ftp.passive(), ftp.client)), "the helper goes on"
+        stack.enter_context(contextlib.closing(new))
+        assert ftp.works()
+        assert lab.invalid(lab.fw2) == 0
