@@ -43,15 +43,31 @@ static void put_proto(struct nlmsghdr *nlh, uint8_t protocol, const CtTuple *tup
 	mnl_attr_nest_end(nlh, nest);
 }
 
-static void put_tuple(struct nlmsghdr *nlh, uint16_t type, const CtKey *key, const CtTuple *tuple)
+static void put_tuple_in(struct nlmsghdr *nlh, uint16_t type, const CtKey *key, const CtTuple *tuple, uint16_t zone)
 {
 	struct nlattr *nest = mnl_attr_nest_start(nlh, type);
 
 	put_ip(nlh, key->family, tuple);
 	put_proto(nlh, key->protocol, tuple);
-	if (key->zone && key->zone_dir == (type == CTA_TUPLE_ORIG ? CT_ZONE_ORIG : CT_ZONE_REPLY))
-		mnl_attr_put_u16(nlh, CTA_TUPLE_ZONE, htons(key->zone));
+	if (zone)
+		mnl_attr_put_u16(nlh, CTA_TUPLE_ZONE, htons(zone));
 	mnl_attr_nest_end(nlh, nest);
+}
+
+/* Of another connection: the kernel takes no zone in there. */
+static void put_tuple(struct nlmsghdr *nlh, uint16_t type, const CtKey *key, const CtTuple *tuple)
+{
+	put_tuple_in(nlh, type, key, tuple, 0);
+}
+
+static void put_orig(struct nlmsghdr *nlh, const CtKey *key)
+{
+	put_tuple_in(nlh, CTA_TUPLE_ORIG, key, &key->orig, key->zone_dir == CT_ZONE_ORIG ? key->zone : 0);
+}
+
+static void put_reply_tuple(struct nlmsghdr *nlh, const CtKey *key, const CtTuple *tuple)
+{
+	put_tuple_in(nlh, CTA_TUPLE_REPLY, key, tuple, key->zone_dir == CT_ZONE_REPLY ? key->zone : 0);
 }
 
 static void put_zone(struct nlmsghdr *nlh, const CtKey *key)
@@ -62,13 +78,13 @@ static void put_zone(struct nlmsghdr *nlh, const CtKey *key)
 
 void ct_build_key(struct nlmsghdr *nlh, const CtKey *key)
 {
-	put_tuple(nlh, CTA_TUPLE_ORIG, key, &key->orig);
+	put_orig(nlh, key);
 	put_zone(nlh, key);
 }
 
 void ct_build_reply_key(struct nlmsghdr *nlh, const CtRecord *record)
 {
-	put_tuple(nlh, CTA_TUPLE_REPLY, &record->key, &record->reply);
+	put_reply_tuple(nlh, &record->key, &record->reply);
 	put_zone(nlh, &record->key);
 }
 
@@ -101,10 +117,10 @@ static void put_reply(struct nlmsghdr *nlh, const CtRecord *record)
 	CtTuple inverse;
 
 	if (!(record->status & IPS_NAT_MASK) || !ct_tuple_invert(&key->orig, key->protocol, &inverse)) {
-		put_tuple(nlh, CTA_TUPLE_REPLY, key, &record->reply);
+		put_reply_tuple(nlh, key, &record->reply);
 		return;
 	}
-	put_tuple(nlh, CTA_TUPLE_REPLY, key, &inverse);
+	put_reply_tuple(nlh, key, &inverse);
 	if (record->status & IPS_DST_NAT)
 		put_nat(nlh, CTA_NAT_DST, key, record->reply.src, record->reply.a);
 	if (record->status & IPS_SRC_NAT)
@@ -225,7 +241,9 @@ void ct_build_expect(struct nlmsghdr *nlh, const CtRecord *record)
 	struct nlattr *nest;
 
 	put_master(nlh, CTA_EXPECT_MASTER, record);
-	ct_build_expect_key(nlh, &record->key);
+	put_tuple(nlh, CTA_EXPECT_TUPLE, &record->key, &record->key.orig);
+	if (record->key.zone && record->key.zone_dir != CT_ZONE_REPLY) /* the master is looked for by its original tuple */
+		mnl_attr_put_u16(nlh, CTA_EXPECT_ZONE, htons(record->key.zone));
 	put_tuple(nlh, CTA_EXPECT_MASK, &record->key, &e->mask);
 	mnl_attr_put_u32(nlh, CTA_EXPECT_TIMEOUT, htonl(record->timeout));
 	mnl_attr_put_u32(nlh, CTA_EXPECT_FLAGS, htonl(e->flags));
@@ -271,7 +289,7 @@ void ct_build(struct nlmsghdr *nlh, const CtRecord *record, const CtBuild *how)
 void ct_build_as_is(struct nlmsghdr *nlh, const CtRecord *record)
 {
 	ct_build_key(nlh, &record->key);
-	put_tuple(nlh, CTA_TUPLE_REPLY, &record->key, &record->reply);
+	put_reply_tuple(nlh, &record->key, &record->reply);
 	mnl_attr_put_u32(nlh, CTA_STATUS, htonl(record->status));
 	mnl_attr_put_u32(nlh, CTA_TIMEOUT, htonl(record->timeout));
 	if (record->mark)

@@ -29,6 +29,7 @@
 #define DUMP_CHUNK 65536
 #define CHUNKS_PER_DISPATCH 4
 #define ASK_SEQ UINT32_MAX
+#define ZONES_MAX 64 /* of masters; expectations in others are not found */
 #define DUMP_TRIES 5 /* interrupted ones in a row; then one without clean-up has to do */
 
 struct CtFollow {
@@ -37,6 +38,11 @@ struct CtFollow {
 	int event_fd, expect_fd, dump_fd;
 	sd_event_source *event_source, *expect_source, *dump_source;
 	CtExtra extra; /* of the record parsed last */
+	struct {
+		uint16_t zone;
+		uint8_t dir;
+	} zones[ZONES_MAX]; /* the first is none */
+	size_t n_zones;
 	bool dump_expect; /* the running dump is through with entries and reads expectations */
 	uint32_t dump_seq;
 	unsigned interrupted; /* dumps in a row */
@@ -91,20 +97,53 @@ static bool is_conntrack(const struct nlmsghdr *nlh)
 	return nlh->nlmsg_type >> 8 == NFNL_SUBSYS_CTNETLINK || nlh->nlmsg_type >> 8 == NFNL_SUBSYS_CTNETLINK_EXP;
 }
 
-/* An expectation is the VM's if its master is, or if its addresses say so. */
-static bool selected(const CtFollow *f, const CtRecord *record)
+static void note_zone(CtFollow *f, const CtKey *key)
+{
+	for (size_t i = 0; i < f->n_zones; i++)
+		if (f->zones[i].zone == key->zone && f->zones[i].dir == key->zone_dir)
+			return;
+	if (f->n_zones == ZONES_MAX)
+		return;
+	f->zones[f->n_zones].zone = key->zone;
+	f->zones[f->n_zones++].dir = key->zone_dir;
+}
+
+static bool is_there(const CtFollow *f, const CtKey *key)
+{
+	uint32_t i = ct_table_find(&f->table, key);
+
+	return i != CT_NONE && !(ct_table_at(&f->table, i)->flags & CT_ENTRY_GONE);
+}
+
+/* The kernel does not tell an expectation's zone; it is that of its master. Return: whether that, or it itself, is known. */
+static bool place_expectation(const CtFollow *f, CtRecord *record)
 {
 	CtKey master;
-	uint32_t i;
 
-	if (!record->key.expect)
-		return ct_record_selected(record, f->select);
-	if (!ct_record_master(record, &master))
-		return false;
-	i = ct_table_find(&f->table, &master);
-	if (i != CT_NONE && !(ct_table_at(&f->table, i)->flags & CT_ENTRY_GONE))
+	for (size_t i = 0; i < f->n_zones; i++) {
+		record->key.zone = f->zones[i].zone;
+		record->key.zone_dir = f->zones[i].dir;
+		if ((ct_record_master(record, &master) && is_there(f, &master)) || is_there(f, &record->key))
+			return true;
+	}
+	record->key.zone = 0;
+	record->key.zone_dir = CT_ZONE_BOTH;
+	return false;
+}
+
+/* An expectation is the VM's if its master is, or if its addresses say so. */
+static bool selected(CtFollow *f, CtRecord *record)
+{
+	if (!record->key.expect) {
+		if (!ct_record_selected(record, f->select))
+			return false;
+		if (record->key.zone)
+			note_zone(f, &record->key);
 		return true;
-	return f->select->by_address && !f->select->by_mark && ct_record_selected(record, f->select);
+	}
+	if (place_expectation(f, record))
+		return true;
+	return (record->has & CT_HAS_MASTER) && f->select->by_address && !f->select->by_mark && ct_record_selected(record, f->select);
 }
 
 static int dump_ended(CtFollow *f)
@@ -190,8 +229,7 @@ static void event_message(CtFollow *f, const struct nlmsghdr *nlh)
 
 	if (!is_conntrack(nlh) || !ct_parse_all(nlh, &record, &f->extra))
 		return;
-	/* What ends is told with its tuple alone; that of a master that is gone already, too. */
-	ours = selected(f, &record) || (record.key.expect && ct_table_find(&f->table, &record.key) != CT_NONE);
+	ours = selected(f, &record);
 	if (!ours && (!f->select->by_mark || record.key.expect)) /* the mark of one of ours may have become another */
 		return;
 	f->stats.events += ours;
@@ -381,6 +419,7 @@ int ct_follow_new(sd_event *event, const CtSelect *select, CtFollow **ret, Error
 	f->event_fd = f->expect_fd = f->dump_fd = -1;
 	f->select = ct_select_copy(select);
 	ct_table_init(&f->table);
+	f->n_zones = 1;
 	for (int i = 0; i < EVENTS_AT_ONCE; i++) {
 		f->vectors[i] = (struct iovec){.iov_base = f->events[i], .iov_len = EVENT_SIZE};
 		f->headers[i].msg_hdr = (struct msghdr){.msg_iov = &f->vectors[i], .msg_iovlen = 1};

@@ -463,7 +463,8 @@ def read_deltas(stream, known):
 
 def records(stream):
     """Wire batches as {what names it: the rest of it}; docs/wire.md. Left out: timeouts, and GRE's being fixed; that NAT has had its
-    turn, which a kernel cannot be told; of TCP connections that are being opened, liberal and whether the silent side scales its window."""
+    turn, which a kernel cannot be told; of TCP that data are not acknowledged yet, which no event tells, and while it is opened
+    liberal and whether the silent side scales its window."""
     found, at = {}, 0
     while at < len(stream):
         magic, _, count, size, crc = struct.unpack_from("!IIIII", stream, at)
@@ -485,6 +486,7 @@ def read_record(stream, at, found):
         said["status"], at = struct.unpack_from("!H", stream, at)[0] & ~(0x180 | 0x400 * (protocol == 47)), at + 6
         if protocol == 6 and not kind & 0x20:
             tcp, at = bytearray(stream[at:at + 4]), at + 4
+            tcp[2], tcp[3] = tcp[2] & ~0x10, tcp[3] & ~0x10
             if tcp[0] in (1, 9):  # SYN_SENT, SYN_SENT2
                 tcp[2], tcp[3] = tcp[2] & ~8, tcp[3] & ~9
             said["tcp"] = tcp.hex(" ")
@@ -496,8 +498,26 @@ def read_record(stream, at, found):
     return at
 
 
-def dump(ns, *words):
-    """All that vmferry-conntrack tells of a host's entries."""
+def single_records(stream):
+    """Wire batches as [(one record's bytes, what it says)]"""
+    found, at, end = [], 0, 0
+    while at < len(stream):
+        if at == end:
+            end, at = at + 20 + struct.unpack_from("!I", stream, at + 12)[0], at + 20
+            continue
+        said = {}
+        after = read_record(stream, at, said)
+        found.append((stream[at:after], *said.values()))
+        at = after
+    return found
+
+
+def dump_wire(ns, *words):
     done = subprocess.run(["ip", "netns", "exec", ns.name, TOOL, "dump", *selection(words)], stdout=subprocess.PIPE,
                           timeout=LIMIT, check=True)
-    return records(done.stdout)
+    return done.stdout
+
+
+def dump(ns, *words):
+    """All that vmferry-conntrack tells of a host's entries."""
+    return records(dump_wire(ns, *words))

@@ -535,18 +535,20 @@ class Ftp:
         self.control.close()
 
 
-FTP = {  # rules of fw1: destination, source; who connects to what
-    "plain": ("", "", lambda lab: Ftp(lab.client, lab.vm, VM, VM)),
-    "to another address": (f"ip daddr 10.77.9.209 dnat ip to {VM}", "", lambda lab: Ftp(lab.client, lab.vm, "10.77.9.209", VM)),
-    "from another address": ("", f"ip saddr {VM} snat ip to 10.77.9.208", lambda lab: Ftp(lab.vm, lab.client, CLIENT, CLIENT)),
+FTP = {  # rules of fw1: destination, source, zone; who connects to what
+    "plain": ("", "", "", lambda lab: Ftp(lab.client, lab.vm, VM, VM)),
+    "to another address": (f"ip daddr 10.77.9.209 dnat ip to {VM}", "", "", lambda lab: Ftp(lab.client, lab.vm, "10.77.9.209", VM)),
+    "from another address": ("", f"ip saddr {VM} snat ip to 10.77.9.208", "", lambda lab: Ftp(lab.vm, lab.client, CLIENT, CLIENT)),
+    "zone": ("", "", "ct zone set 5", lambda lab: Ftp(lab.client, lab.vm, VM, VM)),
 }
 
 
 @pytest.mark.parametrize("kind", FTP)
 def test_ftp(lab, tools, kind):
     """The control connection, its expectations and data connections go over; what was agreed upon before is done after."""
-    dnat, snat, connect = FTP[kind]
-    load(lab.fw1, **HELPERS, dnat=dnat, snat=snat, new="tcp dport 21 accept")
+    dnat, snat, zone, connect = FTP[kind]
+    load(lab.fw1, **HELPERS, raw=zone, dnat=dnat, snat=snat, new="tcp dport 21 accept")
+    load(lab.fw2, raw=zone)
     with contextlib.ExitStack() as stack:
         ftp = stack.enter_context(contextlib.closing(connect(lab)))
         data = [stack.enter_context(contextlib.closing(ftp.join(ftp.passive(), ftp.client))),
@@ -571,3 +573,28 @@ def test_ftp(lab, tools, kind):
         stack.enter_context(contextlib.closing(new))
         assert ftp.works()
         assert lab.invalid(lab.fw2) == 0
+
+
+def test_masters_come_last(lab, tools):
+    """Children and expectations that arrive in deltas before their master's belong to it in the end."""
+    load(lab.fw1, **HELPERS, new="tcp dport 21 accept")
+    with contextlib.closing(Ftp(lab.client, lab.vm, VM, VM)) as ftp, contextlib.ExitStack() as stack:
+        data = stack.enter_context(contextlib.closing(ftp.join(ftp.passive(), ftp.client)))
+        waiting = ftp.active()
+        before = dump(lab.fw1, VM)
+        sorted_records = sorted(single_records(dump_wire(lab.fw1, VM)), key=lambda r: (5 not in r[1], 10 not in r[1]))
+        assert [[x in r[1] for x in (5, 10)] for r in sorted_records] == [[True, True], [True, False], [False, False]]
+        sink = tools(Applier(lab.fw2, "--settle", 1, VM))
+        for record, _ in sorted_records:
+            sink.proc.stdin.write(batch([record]))
+            sink.proc.stdin.flush()
+        sink.proc.stdin.write(end())
+        sink.proc.stdin.close()
+        applied = sink.line("applied")
+        assert (applied["applied"], applied["refused"], applied["failed"]) == (3, 0, 0), applied
+        sink.line("settled")
+        assert dump(lab.fw2, VM) == before
+        assert len(lab.fw2.exec("conntrack", "-L", "expect").splitlines()) == 1
+        lab.lead(2)
+        assert data.works() and ftp.works()
+        stack.enter_context(contextlib.closing(ftp.join(waiting, ftp.server)))
