@@ -76,6 +76,8 @@ static void test_round_trip(void **state)
 				r.key.zone_dir = dir;
 			}
 			assert_true(ct_parse(build(&r, true, false, UINT32_MAX), &back));
+			if (r.key.protocol == IPPROTO_GRE)
+				r.status |= IPS_FIXED_TIMEOUT; /* CT_GRE_SECONDS */
 			assert_same(&r, &back);
 		}
 }
@@ -153,6 +155,48 @@ static void test_tcp_flags(void **state)
 	assert_int_equal(flags->mask, IP_CT_TCP_FLAG_BE_LIBERAL);
 }
 
+/* The kernel takes scales only from two sides that have their flag, also where the other has said nothing yet. */
+static void test_window_scale(void **state)
+{
+	CtRecord r = record_new(AF_INET, IPPROTO_TCP), back;
+
+	(void)state;
+	r.tcp = (CtTcp){.state = TCP_CONNTRACK_SYN_SENT, .wscale = {7, 0}, .flags = {0x03, 0}};
+	assert_true(ct_parse(build(&r, true, false, 0), &back));
+	assert_int_equal(back.tcp.flags[1], IP_CT_TCP_FLAG_WINDOW_SCALE);
+	r.tcp = (CtTcp){.state = TCP_CONNTRACK_SYN_SENT, .flags = {0x02, 0}};
+	assert_true(ct_parse(build(&r, true, false, 0), &back));
+	assert_int_equal(back.tcp.flags[1], 0);
+}
+
+/* The kernel answers EINVAL to a zone in the tuples of an expectation and in that of a master. */
+static void test_expectation(void **state)
+{
+	CtExtra extra = {.helper = "ftp",
+			 .master = {.protocol = IPPROTO_TCP, .orig.a = htons(5), .orig.b = htons(21)},
+			 .expect = {.mask.b = 0xffff, .has_nat = 1, .function = "nat-follow-master"}};
+	static const uint16_t tuples[] = {CTA_EXPECT_MASTER, CTA_EXPECT_TUPLE, CTA_EXPECT_MASK};
+
+	(void)state;
+	for (uint8_t dir = 0; dir <= CT_ZONE_MAX; dir++) {
+		CtRecord r = record_new(AF_INET, IPPROTO_TCP), back;
+		struct nlmsghdr *nlh = ct_message_begin(buffer, CT_EXPECT(IPCTNL_MSG_EXP_NEW), 0, AF_INET, 1);
+		CtExtra store;
+
+		r.extra = &extra;
+		r.has |= CT_HAS_MASTER | CT_HAS_HELPER | CT_HAS_EXPECT;
+		r.key.expect = 1;
+		r.key.zone = 300;
+		r.key.zone_dir = dir;
+		ct_build_expect(nlh, &r);
+		for (size_t i = 0; i < ARRAY_SIZE(tuples); i++)
+			assert_null(find_in(find(nlh, tuples[i]), CTA_TUPLE_ZONE));
+		assert_int_equal(find(nlh, CTA_EXPECT_ZONE) != NULL, dir != CT_ZONE_REPLY);
+		assert_true(ct_parse_all(nlh, &back, &store));
+		assert_string_equal(store.expect.function, "nat-follow-master");
+	}
+}
+
 static void test_mark_mask(void **state)
 {
 	CtRecord r = record_new(AF_INET, IPPROTO_UDP), back;
@@ -205,6 +249,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_round_trip), cmocka_unit_test(test_nat),
 		cmocka_unit_test(test_tcp_flags),  cmocka_unit_test(test_mark_mask),
+		cmocka_unit_test(test_window_scale), cmocka_unit_test(test_expectation),
 		cmocka_unit_test(test_select),	   cmocka_unit_test(test_largest_fits_a_batch),
 	};
 
