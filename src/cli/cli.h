@@ -14,6 +14,7 @@ typedef enum ExitStatus { STATUS_DONE = 0, STATUS_FAILED = 1, STATUS_USAGE = 2, 
  * @VERB_STDIN:     reads standard input
  * @VERB_INTERRUPT: gives ^C a meaning of its own (migrate: cancel)
  * @VERB_PROGRESS:  shows progress
+ * @VERB_DIRECT:    has --direct, with which -H is its own business
  */
 typedef enum VerbFlags {
 	VERB_NO_NAME = 1,
@@ -21,6 +22,7 @@ typedef enum VerbFlags {
 	VERB_STDIN = 4,
 	VERB_INTERRUPT = 8,
 	VERB_PROGRESS = 16,
+	VERB_DIRECT = 32,
 } VerbFlags;
 
 typedef struct Verb Verb;
@@ -80,7 +82,8 @@ struct Verb {
 
 /* The verbs, each in its verb_NAME.c. */
 extern const Verb start_verb, stop_verb, kill_verb, pause_verb, resume_verb, list_verb, show_verb, console_verb,
-	migrate_verb, check_verb, watch_verb, status_verb, log_verb, set_verb, cancel_verb, recover_verb, control_verb;
+	migrate_verb, check_verb, watch_verb, status_verb, log_verb, set_verb, cancel_verb, recover_verb, control_verb,
+	door_verb;
 
 /** verb_find() - the verb of that name, or NULL */
 const Verb *verb_find(const char *name);

@@ -42,8 +42,6 @@ int client_connect_once(const char *name, sd_bus **ret)
 	/* From here the bus owns the fd. */
 	r = sd_bus_set_anonymous(bus, true);
 	if (r >= 0)
-		r = sd_bus_negotiate_fds(bus, false);
-	if (r >= 0)
 		r = sd_bus_start(bus);
 	if (r < 0)
 		return r;

@@ -10,6 +10,7 @@
 #include "basic/log.h"
 #include "basic/text.h"
 #include "cli/client.h"
+#include "cli/streams.h"
 #include "cli/local.h"
 #include "cli/output.h"
 #include "cli/progress.h"
@@ -24,11 +25,14 @@
 /**
  * struct Follow - a migration that is being followed
  * @id:         its id, NULL until known
+ * @streams:    makes the streams to the target; NULL without --direct
+ * @host:       where the keeper is, NULL: here
  * @result:     how it ended, NULL until it has
  * @failed:     the order was refused, or it cannot be followed any more
  * @said:       warnings already shown
  * @errors:     error lines that are held back
  * @interrupts: how often ^C came
+ * @taken:      the keeper has got the order
  * @left:       we leave it: it goes on without us
  * @idle:       nothing runs that could be followed
  */
@@ -39,12 +43,15 @@ typedef struct Follow {
 	sd_event *loop;
 	sd_bus *bus;
 	Progress progress;
+	Streams *streams;
+	const char *host;
 	char *id;
 	json_object *result;
 	Error *failed;
 	char **said;
 	char **errors;
 	unsigned int interrupts;
+	bool taken;
 	bool left;
 	bool idle;
 } Follow;
@@ -52,6 +59,7 @@ typedef struct Follow {
 static void follow_done(Follow *f)
 {
 	progress_done(&f->progress);
+	f->streams = streams_free(f->streams, !f->left);
 	bus_closep(&f->bus);
 	sd_event_unref(f->loop);
 	free(f->id);
@@ -106,10 +114,15 @@ static void cancel(Follow *f)
 				       NULL);
 }
 
+static bool is_order(const Follow *f, const char *method)
+{
+	return f->order && streq(f->order->method, method);
+}
+
 static void interrupt(Follow *f)
 {
 	f->interrupts++;
-	if (!f->order || f->interrupts > 1)
+	if (!is_order(f, "Migrate") || f->interrupts > 1)
 		f->left = true;
 	else if (f->id && f->bus)
 		cancel(f);
@@ -194,6 +207,17 @@ static int on_finished(sd_bus_message *m, void *userdata, _unused_ sd_bus_error 
 	return 0;
 }
 
+static int on_stream_wanted(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *ret_error)
+{
+	Follow *f = userdata;
+	const char *stream;
+
+	f->taken = true;
+	if (f->streams && sd_bus_message_read(m, "s", &stream) >= 0)
+		streams_make(f->streams, f->bus, stream);
+	return 0;
+}
+
 static int on_started(sd_bus_message *reply, void *userdata, _unused_ sd_bus_error *ret_error)
 {
 	const sd_bus_error *e = sd_bus_message_get_error(reply);
@@ -208,7 +232,11 @@ static int on_started(sd_bus_message *reply, void *userdata, _unused_ sd_bus_err
 		return 0;
 	}
 	if (sd_bus_message_read(reply, "s", &id) < 0) {
-		fail(f, -EBADMSG, "its keeper's answer to Migrate makes no sense", NULL);
+		fail(f, -EBADMSG, "its keeper's answer makes no sense", NULL);
+		return 0;
+	}
+	if (is_order(f, "Check")) {
+		(void)client_json("Check", id, &f->result, &f->failed);
 		return 0;
 	}
 	f->id = xstrdup(id);
@@ -227,6 +255,7 @@ static int attach(Follow *f)
 		{"Progress", on_progress},
 		{"Log", on_log},
 		{"Finished", on_finished},
+		{"StreamWanted", on_stream_wanted},
 	};
 	int r = sd_bus_attach_event(f->bus, f->loop, SD_EVENT_PRIORITY_NORMAL);
 
@@ -275,6 +304,8 @@ static void adopt(Follow *f, json_object *status)
 	}
 	if (!f->order && !f->id)
 		f->idle = true;
+	else if (!f->id && is_order(f, "Check"))
+		fail(f, -EREMOTEIO, "its keeper was restarted", NULL);
 	else if (json_get_string(status, "state", &state) && streq(state, "running"))
 		fail(f, -ENOENT, "its keeper was restarted and knows nothing of the migration; the guest runs here",
 		     NULL);
@@ -285,7 +316,7 @@ static void adopt(Follow *f, json_object *status)
 /* The keeper ends after its VM has left; the note of that outlives it. */
 static bool left_for_good(Follow *f)
 {
-	_cleanup_json_ json_object *moved = local_moved(f->name);
+	_cleanup_json_ json_object *moved = f->host ? NULL : local_moved(f->name);
 	const char *to = NULL;
 
 	if (!moved || !f->id || !is_ours(f, moved))
@@ -294,6 +325,30 @@ static bool left_for_good(Follow *f)
 	f->result =
 		json_build("vm", "s", f->name, "id", "s", f->id, "status", "s", "completed", "target", "s", to, NULL);
 	return true;
+}
+
+/* Who makes no streams any more, or never did: the keeper says so if it needs one. */
+static int on_relay_again(sd_bus_message *reply, void *userdata, sd_bus_error *ret_error)
+{
+	(void)reply;
+	(void)userdata;
+	(void)ret_error;
+	return 0;
+}
+
+static int connect_once(Follow *f)
+{
+	return f->streams ? streams_connect(f->streams, false, &f->bus) : client_connect_once(f->name, &f->bus);
+}
+
+static void no_keeper(Follow *f)
+{
+	const Error *why = f->streams ? streams_why(f->streams) : NULL;
+
+	if (why)
+		fail(f, f->taken || f->id ? -EREMOTEIO : why->code, why->message, why->hint);
+	else
+		fail(f, -EREMOTEIO, "its keeper went away during the migration and did not come back", NULL);
 }
 
 /* After the connection broke: a keeper that died is back within a second and goes on from its journal. */
@@ -305,14 +360,20 @@ static int reconnect(Follow *f)
 
 	bus_closep(&f->bus);
 	f->bus = NULL;
-	while (!f->left && now_usec() < end) {
-		r = client_connect_once(f->name, &f->bus);
+	while (f->streams && !f->taken && f->host && !streams_why(f->streams) && now_usec() < end)
+		if ((r = sd_event_run(f->loop, RETRY_USEC)) < 0)
+			return r;
+	while (!f->left && now_usec() < end && (f->taken || !f->host)) {
+		r = connect_once(f);
 		if (r >= 0)
 			r = attach(f);
 		if (r >= 0)
 			r = ask_status(f, &status);
 		if (r >= 0) {
 			adopt(f, status);
+			if (f->streams && !f->result && !f->failed)
+				(void)sd_bus_call_method_async(f->bus, NULL, NULL, CONTROL_PATH, CONTROL_INTERFACE,
+							       "Relay", on_relay_again, f, NULL);
 			if (f->interrupts > 0 && !f->result && !f->failed)
 				cancel(f);
 			return 0;
@@ -326,7 +387,7 @@ static int reconnect(Follow *f)
 			return r;
 	}
 	if (!f->left)
-		fail(f, -EREMOTEIO, "its keeper went away during the migration and did not come back", NULL);
+		no_keeper(f);
 	return 0;
 }
 
@@ -335,9 +396,15 @@ static int start(Follow *f)
 	_cleanup_json_ json_object *status = NULL;
 	int r;
 
+	if (f->order && f->order->options) {
+		_cleanup_free_ char *to = xasprintf("%s%s", f->streams ? "direct:" : "", f->order->destination);
+
+		return sd_bus_call_method_async(f->bus, NULL, NULL, CONTROL_PATH, CONTROL_INTERFACE, f->order->method,
+						on_started, f, "ss", to, f->order->options);
+	}
 	if (f->order)
-		return sd_bus_call_method_async(f->bus, NULL, NULL, CONTROL_PATH, CONTROL_INTERFACE, "Migrate",
-						on_started, f, "ss", f->order->destination, f->order->options);
+		return sd_bus_call_method_async(f->bus, NULL, NULL, CONTROL_PATH, CONTROL_INTERFACE, f->order->method,
+						on_started, f, NULL);
 	r = ask_status(f, &status);
 	if (r >= 0)
 		adopt(f, status);
@@ -431,7 +498,7 @@ static int conclude(Follow *f, json_object **ret, Error **err)
 	say_rest(f);
 	if (f->result) {
 		*ret = json_object_get(f->result);
-		return follow_status(f->result, err);
+		return is_order(f, "Check") ? STATUS_DONE : follow_status(f->result, err);
 	}
 	if (f->idle)
 		return STATUS_DONE;
@@ -449,6 +516,23 @@ static int conclude(Follow *f, json_object **ret, Error **err)
 	return STATUS_DOUBT;
 }
 
+static int connect_first(Follow *f, Error **err)
+{
+	const char *remote_command = NULL;
+	int r;
+
+	if (!json_member(f->cli->options, "direct"))
+		return client_connect(f->name, &f->bus, err);
+	(void)json_get_string(f->cli->common, "host", &f->host);
+	(void)json_get_string(f->cli->options, "remote_command", &remote_command);
+	r = streams_new(f->loop, f->host, f->name, f->order->destination, remote_command, &f->streams, err);
+	if (r >= 0 && !f->host)
+		return client_connect(f->name, &f->bus, err);
+	if (r >= 0)
+		r = streams_connect(f->streams, is_order(f, "Migrate"), &f->bus);
+	return r < 0 ? error_set(err, r, "cannot reach its keeper: %s", strerror(-r)) : 0;
+}
+
 int follow_migration(const Cli *cli, const char *name, const FollowOrder *order, json_object **ret, Error **err)
 {
 	_cleanup_(follow_done)
@@ -458,12 +542,12 @@ int follow_migration(const Cli *cli, const char *name, const FollowOrder *order,
 
 	(void)json_get_string(cli->options, "progress", &choice);
 	progress_init(&f.progress, stderr, choice);
-	r = client_connect(name, &f.bus, err);
-	if (r < 0)
-		return r;
 	r = add_sources(&f);
 	if (r >= 0)
-		r = attach(&f);
+		r = connect_first(&f, err);
+	if (r < 0)
+		return r;
+	r = attach(&f);
 	if (r >= 0)
 		r = loop(&f);
 	if (r < 0)

@@ -31,7 +31,7 @@ static const Verb receive_verb = {
 static const Verb *const verbs[] = {
 	&start_verb,  &stop_verb,    &kill_verb,    &pause_verb, &resume_verb,	&list_verb,  &status_verb,
 	&show_verb,   &log_verb,     &console_verb, &check_verb, &migrate_verb, &watch_verb, &set_verb,
-	&cancel_verb, &recover_verb, &control_verb, &run_verb,	 &receive_verb,
+	&cancel_verb, &recover_verb, &control_verb, &door_verb,   &run_verb,	 &receive_verb,
 };
 
 static const OptionSpec common_options[] = {
@@ -237,6 +237,11 @@ static int check_host(const Cli *cli, Error **err)
 			 cli->under_control ? " from another host" : "");
 }
 
+static bool is_direct(const Cli *cli)
+{
+	return (cli->verb->flags & VERB_DIRECT) && json_member(cli->options, "direct");
+}
+
 static int run_remote(const Cli *cli, const char *host)
 {
 	_cleanup_error_ Error *err = NULL;
@@ -295,7 +300,7 @@ int cli_main(int argc, char **argv, bool under_control)
 	}
 	if (check_host(&cli, &err) < 0 || check_args(&cli, &err) < 0)
 		return usage(cli.verb, err);
-	if (json_get_string(cli.common, "host", &host))
+	if (json_get_string(cli.common, "host", &host) && !is_direct(&cli))
 		return run_remote(&cli, host);
 	if (means_every(&cli))
 		take_every(&cli);

@@ -72,7 +72,7 @@ int remote_words(const char *line, size_t len, char ***ret, Error **err)
 	return 0;
 }
 
-static int ssh_command(const char *host, char ***ret, Error **err)
+int remote_argv(const char *host, char ***ret, Error **err)
 {
 	const char *ssh = getenv("VMFERRY_SSH"), *far = getenv("VMFERRY_REMOTE_CONTROL");
 	_cleanup_free_ char *login = NULL, *port = NULL;
@@ -183,7 +183,7 @@ int remote_run(const Cli *cli, const char *host, Error **err)
 	_cleanup_strv_ char **argv = NULL;
 	int r;
 
-	r = ssh_command(host, &argv, err);
+	r = remote_argv(host, &argv, err);
 	if (r >= 0)
 		r = remote_line(cli, &line, err);
 	if (r < 0)

@@ -5,6 +5,7 @@
 #include "basic/text.h"
 #include "cli/client.h"
 #include "cli/dest.h"
+#include "cli/follow.h"
 #include "cli/migrate_options.h"
 #include "cli/output.h"
 
@@ -41,6 +42,10 @@ static int check_each(const Cli *cli, const char *name, json_object **ret, Error
 	if (r < 0)
 		return r;
 	options = migrate_options(cli, dest);
+	if (json_member(cli->options, "direct")) {
+		r = follow_migration(cli, name, &(FollowOrder){"Check", dest, json_text(options)}, ret, err);
+		return r == STATUS_DONE && in_the_way(*ret) ? STATUS_FAILED : r;
+	}
 	r = client_call(name, "Check", true, &text, err, "ss", dest, json_text(options));
 	if (r >= 0)
 		r = client_json("Check", text, ret, err);
@@ -75,6 +80,7 @@ const Verb check_verb = {
 	.options = {migrate_option_table},
 	.min_args = 2,
 	.max_args = 2,
+	.flags = VERB_DIRECT,
 	.each = check_each,
 	.print = check_print,
 };

@@ -7,10 +7,9 @@
 #include "cli/dest.h"
 #include "cli/client.h"
 #include "cli/follow.h"
-#include "cli/local.h"
 #include "cli/migrate_options.h"
+#include "cli/offline.h"
 #include "cli/output.h"
-#include "keeper/launch.h"
 
 static char *format_pause(json_object *value)
 {
@@ -102,32 +101,14 @@ json_object *migrate_options(const Cli *cli, const char *dest)
 {
 	const char *ssh = getenv("VMFERRY_SSH"), *agent = getenv("SSH_AUTH_SOCK");
 	json_object *options = json_object_new_object();
+	bool direct = json_member(cli->options, "direct");
 
 	json_object_object_foreach(cli->options, key, value) if (!option_find(follow_option_table, key))
 		json_object_object_add(options, key, json_object_get(value));
-	if (!startswith(dest, "exec:"))
+	if (!startswith(dest, "exec:") && !direct)
 		json_extend(options, "ssh", "s", ssh && *ssh ? ssh : NULL, "ssh_auth_sock", "s",
 			    agent && *agent ? agent : NULL, NULL);
 	return options;
-}
-
-/* A VM that is off has no keeper: one without a QEMU moves what there is. */
-static int start_offline(const char *name, Error **err)
-{
-	_cleanup_(vm_definition_freep)
-	VmDefinition *definition = NULL;
-	_cleanup_bus_ sd_bus *bus = NULL;
-	_cleanup_json_ json_object *moved = NULL;
-
-	if (client_connect_once(name, &bus) >= 0)
-		return 0;
-	moved = local_moved(name);
-	if (moved)
-		return local_moved_error(moved, name, err);
-	if (local_definition(name, &definition, err) < 0)
-		return -ENOENT;
-	fprintf(stderr, "vmferry: %s: VM is not running, doing an offline migration instead\n", name);
-	return keeper_start(name, KEEPER_OFFLINE, err);
 }
 
 static int migrate_each(const Cli *cli, const char *name, json_object **ret, Error **err)
@@ -139,11 +120,10 @@ static int migrate_each(const Cli *cli, const char *name, json_object **ret, Err
 	r = dest_check(dest, err);
 	if (r < 0)
 		return r;
-	r = start_offline(name, err);
-	if (r < 0)
+	if (!json_member(cli->common, "host") && offline_start(name, err) < 0)
 		return STATUS_FAILED;
 	options = migrate_options(cli, dest);
-	return follow_migration(cli, name, &(FollowOrder){dest, json_text(options)}, ret, err);
+	return follow_migration(cli, name, &(FollowOrder){"Migrate", dest, json_text(options)}, ret, err);
 }
 
 const OptionSpec migrate_option_table[] = {
@@ -156,6 +136,7 @@ const OptionSpec migrate_option_table[] = {
 	{"to-definition", 0, OPTION_FILE, "FILE", "to_definition", "the VM's definition on the target"},
 	{"definition-text", 0, OPTION_TEXT, "TEXT", "to_definition", NULL},
 	{"remote-command", 0, OPTION_TEXT, "COMMAND", "remote_command", "instead of \"vmferry receive\""},
+	{"direct", 0, OPTION_FLAG, NULL, "direct", "this client reaches both hosts and connects them"},
 	{"no-live", 0, OPTION_NO, NULL, "live", "pause, move, resume"},
 	{NULL},
 };
@@ -173,7 +154,7 @@ const Verb migrate_verb = {
 	.options = {migrate_option_table, follow_option_table},
 	.min_args = 2,
 	.max_args = 2,
-	.flags = VERB_INTERRUPT | VERB_PROGRESS,
+	.flags = VERB_INTERRUPT | VERB_PROGRESS | VERB_DIRECT,
 	.each = migrate_each,
 	.print = migrate_print,
 };

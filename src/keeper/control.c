@@ -221,18 +221,33 @@ static int read_options(sd_bus_message *m, MoveOptions *options, sd_bus_error *e
 	return 0;
 }
 
+static Client *calling(Keeper *k, sd_bus_message *m)
+{
+	Client *c = k->clients;
+
+	while (c && c->bus != sd_bus_message_get_bus(m))
+		c = c->next;
+	return c;
+}
+
 static int start_move(sd_bus_message *m, Keeper *k, bool check, sd_bus_error *error)
 {
 	_cleanup_(move_options_clear)
 	MoveOptions options = {};
 	_cleanup_error_ Error *err = NULL;
+	Client *before;
 	int r;
 
 	r = read_options(m, &options, error);
 	if (r < 0)
 		return r;
 	options.check_only = check;
+	before = k->relay;
+	if (startswith(options.destination, "direct:") && !move_active(k->move))
+		k->relay = calling(k, m);
 	r = move_start(k, &options, check ? m : NULL, &err);
+	if (r < 0)
+		k->relay = before;
 	if (r < 0)
 		return bus_error(error, r == -EBUSY ? "Busy" : r == -EINVAL ? "InvalidArgument" : "Failed", err);
 	return check ? 1 : sd_bus_reply_method_return(m, "s", k->move->id);
@@ -306,6 +321,47 @@ static int on_recover(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	return reply_json(m, report_status(k));
 }
 
+static int on_relay(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	Keeper *k = userdata;
+
+	if (!move_active(k->move) || !k->move->dest || !k->move->dest->direct)
+		return refuse(error, "NotRunning", "no migration is under way from this host that needs a relay");
+	direct_relay(k, calling(k, m));
+	move_retry_now(k->move);
+	return sd_bus_reply_method_return(m, "s", k->move->id);
+}
+
+static int on_stream(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	_cleanup_error_ Error *err = NULL;
+	const char *stream;
+	int fd, r;
+
+	r = sd_bus_message_read(m, "sh", &stream, &fd);
+	if (r < 0)
+		return r;
+	r = direct_stream(userdata, stream, fd, &err);
+	return r < 0 ? bus_error(error, "Failed", err) : sd_bus_reply_method_return(m, "");
+}
+
+static int on_stream_failed(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	_cleanup_error_ Error *err = NULL;
+	const char *stream, *message, *hint;
+	int busy, r;
+
+	(void)error;
+	r = sd_bus_message_read(m, "sbss", &stream, &busy, &message, &hint);
+	if (r < 0)
+		return r;
+	error_set(&err, -ECONNREFUSED, "%s", message);
+	if (*hint)
+		error_hint(&err, "%s", hint);
+	direct_failed(userdata, stream, busy, err);
+	return sd_bus_reply_method_return(m, "");
+}
+
 static const sd_bus_vtable vtable[] = {
 	SD_BUS_VTABLE_START(0),
 	SD_BUS_METHOD("Status", "", "s", on_status, SD_BUS_VTABLE_UNPRIVILEGED),
@@ -319,6 +375,10 @@ static const sd_bus_vtable vtable[] = {
 	SD_BUS_METHOD("Set", "s", "", on_set, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("Cancel", "", "s", on_cancel, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("Recover", "s", "s", on_recover, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("Relay", "", "s", on_relay, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("Stream", "sh", "", on_stream, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("StreamFailed", "sbss", "", on_stream_failed, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_SIGNAL("StreamWanted", "sb", 0),
 	SD_BUS_SIGNAL("Progress", "s", 0),
 	SD_BUS_SIGNAL("Log", "is", 0),
 	SD_BUS_SIGNAL("Finished", "s", 0),
@@ -335,6 +395,10 @@ static void client_free(Client *c)
 			*at = c->next;
 			break;
 		}
+	if (c->keeper->relay == c && c->keeper->leaving)
+		c->keeper->relay = NULL;
+	else if (c->keeper->relay == c)
+		direct_relay(c->keeper, NULL);
 	sd_bus_flush_close_unref(c->bus);
 	free(c);
 }
@@ -417,6 +481,11 @@ void control_close(Keeper *k)
 		client_free(k->clients);
 	k->control_io = sd_event_source_disable_unref(k->control_io);
 	k->control_fd = fd_close(k->control_fd);
+}
+
+int control_want_stream(Client *client, const char *stream, bool data)
+{
+	return sd_bus_emit_signal(client->bus, CONTROL_PATH, CONTROL_INTERFACE, "StreamWanted", "sb", stream, (int)data);
 }
 
 void control_emit_text(Keeper *k, const char *member, const char *text)

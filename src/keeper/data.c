@@ -217,6 +217,8 @@ static int start_tunnel(Data *d, Error **err)
 		.expect_token = m->prepared.token ? m->prepared.token : "",
 	};
 
+	options.want = direct_want;
+	options.want_userdata = m->k;
 	fill_preamble(m, &options.preamble);
 	return link_connect(m->k->event, &options, &handlers, d, &d->link, err);
 }
@@ -296,6 +298,11 @@ int data_open(Move *m, void (*opened)(Move *m, int fd, const Error *err), Error 
 	if (r < 0)
 		m->data = data_free(d);
 	return r;
+}
+
+Link *data_link(const Data *d)
+{
+	return d ? d->link : NULL;
 }
 
 Data *data_free(Data *d)

@@ -113,6 +113,7 @@ struct Keeper {
 	int control_fd, peer_fd;
 	sd_event_source *control_io, *peer_io;
 	Client *clients;
+	Client *relay; /* one of them: makes the streams of a migration with --direct */
 	PeerConnection *peers;
 	Waiter *waiters;
 	Console *console;
@@ -176,6 +177,8 @@ void control_close(Keeper *k);
 void control_emit_text(Keeper *k, const char *member, const char *text);
 void control_emit_log(Keeper *k, LogLevel level, const char *message);
 void control_emit_state(Keeper *k);
+/** control_want_stream() - ask one client for a stream to the target. Return: 0 or negative errno */
+int control_want_stream(Client *client, const char *stream, bool data);
 
 /** bus_error() - put an Error into a D-Bus error "org.vmferry.Error.KIND": message, newline, hint */
 int bus_error(sd_bus_error *error, const char *kind, const Error *err);

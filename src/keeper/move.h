@@ -256,6 +256,18 @@ void target_data(Keeper *k, int fd);
  */
 int data_open(Move *m, void (*opened)(Move *m, int fd, const Error *err), Error **err);
 Data *data_free(Data *data);
+/** data_link() - the tunnel's link, NULL if there is none */
+Link *data_link(const Data *data);
+
+/* ---- direct.c: streams a client makes ---- */
+/** direct_want() - LinkOptions.want, with the keeper as userdata */
+int direct_want(const char *stream, bool data, void *userdata, Error **err);
+/** direct_stream() - the stream that was asked for; @fd is borrowed. Return: 0, or negative errno with @err set */
+int direct_stream(Keeper *k, const char *stream, int fd, Error **err);
+/** direct_failed() - it cannot be made. @busy: perhaps in a moment */
+void direct_failed(Keeper *k, const char *stream, bool busy, const Error *err);
+/** direct_relay() - who makes streams from now on; NULL: the one who did has gone */
+void direct_relay(Keeper *k, Client *client);
 
 /* ---- report.c ---- */
 json_object *report_result(Move *m);

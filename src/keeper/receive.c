@@ -14,17 +14,10 @@
 #include "basic/paths.h"
 #include "basic/text.h"
 #include "keeper/launch.h"
+#include "peer/copy.h"
 #include "peer/preamble.h"
 
 #define LINE_TIMEOUT_MS 10000
-#define RELAY_BUFFER 262144
-
-typedef struct Way {
-	int from, to;
-	size_t begin, end;
-	bool eof;
-	char data[RELAY_BUFFER];
-} Way;
 
 /* One byte at a time: what follows the line is not ours, and stdin may be a pipe. */
 static int read_line(char *line, size_t size, Error **err)
@@ -63,62 +56,6 @@ static int connect_keeper(const Preamble *preamble, Error **err)
 	return fd;
 }
 
-static int way_step(Way *way, short from_events, short to_events)
-{
-	ssize_t n;
-
-	if (way->begin == way->end && (from_events & (POLLIN | POLLHUP | POLLERR)) && !way->eof) {
-		n = read(way->from, way->data, sizeof(way->data));
-		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
-			way->eof = true;
-		way->begin = 0;
-		way->end = n > 0 ? (size_t)n : 0;
-	}
-	if (way->begin < way->end || (to_events & POLLERR)) {
-		n = write(way->to, way->data + way->begin, way->end - way->begin);
-		if (n < 0 && errno != EAGAIN && errno != EINTR)
-			return -errno;
-		way->begin += n > 0 ? (size_t)n : 0;
-	}
-	if (way->eof && way->begin == way->end)
-		shutdown(way->to, SHUT_WR);
-	return 0;
-}
-
-static void poll_for(const Way *way, struct pollfd *from, struct pollfd *to)
-{
-	bool holds = way->begin < way->end;
-
-	if (!holds && !way->eof)
-		*from = (struct pollfd){.fd = way->from, .events = POLLIN};
-	else
-		*from = (struct pollfd){.fd = -1};
-	*to = (struct pollfd){.fd = holds ? way->to : -1, .events = POLLOUT};
-}
-
-/* Until either side ends: half a D-Bus or migration stream is worth nothing. */
-static int relay(int keeper)
-{
-	static Way in, out;
-
-	in = (Way){.from = STDIN_FILENO, .to = keeper};
-	out = (Way){.from = keeper, .to = STDOUT_FILENO};
-	fd_nonblock(keeper, true);
-	fd_nonblock(STDOUT_FILENO, true);
-	for (;;) {
-		struct pollfd p[4];
-
-		poll_for(&in, &p[0], &p[1]);
-		poll_for(&out, &p[2], &p[3]);
-		if (poll(p, ARRAY_SIZE(p), -1) < 0 && errno != EINTR)
-			return 1;
-		if (way_step(&in, p[0].revents, p[1].revents) < 0 || way_step(&out, p[2].revents, p[3].revents) < 0)
-			return 1;
-		if ((in.eof && in.begin == in.end) || (out.eof && out.begin == out.end))
-			return 0;
-	}
-}
-
 static int receive_stream(const char *peer, Error **err)
 {
 	_cleanup_free_ char *text = NULL;
@@ -141,7 +78,7 @@ static int receive_stream(const char *peer, Error **err)
 	r = fd_write_all(keeper, text, strlen(text));
 	if (r < 0 && r != -EPIPE) /* it may have refused before it read */
 		return error_set(err, r, "%s's keeper: %s", preamble.name, strerror(-r));
-	return relay(keeper);
+	return copy_both(STDIN_FILENO, STDOUT_FILENO, keeper);
 }
 
 int verb_receive(int argc, char **argv)

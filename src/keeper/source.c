@@ -211,6 +211,8 @@ int source_connect(Move *m, Error **err)
 			.remote_command = m->opt.remote_command ? m->opt.remote_command : conf->remote_command},
 		.connect_usec = conf->deadlines.connect,
 		.silence_usec = conf->deadlines.link,
+		.want = direct_want,
+		.want_userdata = m->k,
 	};
 
 	memcpy(options.preamble.name, m->k->name, strlen(m->k->name) + 1);
@@ -224,7 +226,7 @@ int do_connect(Move *m)
 	Error *err = NULL;
 	int r;
 
-	if (m->opt.ssh_auth_sock && !m->dest->exec && !m->opt.check_only)
+	if (m->opt.ssh_auth_sock && m->dest->host && !m->opt.check_only)
 		log_warning("your ssh agent is lent to this migration: %s", m->opt.ssh_auth_sock);
 	r = source_connect(m, &err);
 	move_error(m, err);
@@ -360,7 +362,7 @@ static void choose(Move *m, const char *transport, char *reason)
 /* Without a direct way QEMU's stream goes as the control link goes. */
 static void choose_indirect(Move *m, const char *why)
 {
-	choose(m, m->dest->exec ? "tunnel" : "ssh", xasprintf("%s", why));
+	choose(m, m->dest->host ? "ssh" : "tunnel", xstrdup(why));
 }
 
 static void proved(Move *m, bool ok, const char *why)
@@ -451,11 +453,11 @@ int do_prove(Move *m)
 		return 0;
 	}
 	if (wanted == CHOICE_SSH || wanted == CHOICE_TUNNEL || wanted == CHOICE_UNIX) {
-		if (wanted == CHOICE_SSH && m->dest->exec) {
+		if (wanted == CHOICE_SSH && !m->dest->host) {
 			Error *err = NULL;
 
 			error_set(&err, -EINVAL, "transport ssh needs an ssh destination");
-			error_hint(&err, "with exec: use --transport=tunnel");
+			error_hint(&err, "with exec: and --direct use --transport=tunnel");
 			move_error(m, err);
 			return -EINVAL;
 		}

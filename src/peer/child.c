@@ -159,17 +159,32 @@ static void leave_alone(sd_event_source *running, bool graceful)
 		orphan_free(orphan);
 }
 
+static void forget(Child *child)
+{
+	sd_event_source_disable_unref(child->err_source);
+	fd_close(child->err_fd);
+	free(child->program);
+	free(child);
+}
+
 Child *child_free(Child *child, bool graceful)
 {
 	if (!child)
 		return NULL;
 	if (child->exit_source)
 		leave_alone(TAKE_PTR(child->exit_source), graceful);
-	sd_event_source_disable_unref(child->err_source);
-	fd_close(child->err_fd);
-	free(child->program);
-	free(child);
+	forget(child);
 	return NULL;
+}
+
+void child_leave(Child *child, bool kill)
+{
+	if (!child)
+		return;
+	if (child->exit_source && kill)
+		(void)sd_event_source_send_child_signal(child->exit_source, SIGTERM, NULL, 0);
+	sd_event_source_disable_unref(child->exit_source);
+	forget(child);
 }
 
 void child_kill(Child *child)

@@ -29,6 +29,12 @@ int child_start(sd_event *event, char *const *argv, const char *ssh_auth_sock, i
 Child *child_free(Child *child, bool graceful);
 
 /**
+ * child_leave() - let go of it for one whose loop ends: nobody reaps it
+ * @kill: SIGTERM it now; else it goes on
+ */
+void child_leave(Child *child, bool kill);
+
+/**
  * child_explain() - why it ended, from its exit status and its last line of standard error, with a hint for what ssh says
  * Return: -ECONNREFUSED or another negative errno; always sets @err.
  */

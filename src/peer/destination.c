@@ -6,6 +6,7 @@
 
 #include "basic/text.h"
 
+#define DIRECT "direct:"
 #define DESTINATION_MAX 400 /* must fit a journal record */
 
 static int bad(Error **err, const char *text)
@@ -63,7 +64,18 @@ static int parse_ssh(Destination *d, const char *rest, Error **err)
 	return 0;
 }
 
-int destination_parse(const char *text, Destination **ret, Error **err)
+static int parse(const char *text, bool direct_too, Destination **ret, Error **err);
+
+/* What a client will open has the same form, and is checked here as well: it goes into the journal. */
+static int parse_direct(Destination *d, const char *rest, Error **err)
+{
+	_cleanup_(destination_freep) Destination *inner = NULL;
+
+	d->direct = true;
+	return parse(rest, false, &inner, err);
+}
+
+static int parse(const char *text, bool direct_too, Destination **ret, Error **err)
 {
 	_cleanup_(destination_freep) Destination *d = NULL;
 	const char *rest;
@@ -75,7 +87,9 @@ int destination_parse(const char *text, Destination **ret, Error **err)
 		return error_set(err, -EINVAL, "the destination is not one line of text");
 	d = xcalloc(1, sizeof(*d));
 	d->text = xstrdup(text);
-	if ((rest = startswith(text, "exec:"))) {
+	if (direct_too && (rest = startswith(text, DIRECT))) {
+		r = parse_direct(d, rest, err);
+	} else if ((rest = startswith(text, "exec:"))) {
 		if (strv_split_words(rest, &d->exec) < 0)
 			return bad(err, text);
 	} else if ((rest = startswith(text, "ssh://"))) {
@@ -89,6 +103,11 @@ int destination_parse(const char *text, Destination **ret, Error **err)
 		return r;
 	*ret = TAKE_PTR(d);
 	return 0;
+}
+
+int destination_parse(const char *text, Destination **ret, Error **err)
+{
+	return parse(text, true, ret, err);
 }
 
 void destination_free(Destination *d)
@@ -106,6 +125,8 @@ int destination_argv(const Destination *d, const DestinationOptions *options, ch
 {
 	_cleanup_strv_ char **argv = NULL;
 
+	if (d->direct)
+		return error_set(err, -EINVAL, "only the client that relays can open %s", d->text);
 	if (d->exec) {
 		*ret = strv_copy(d->exec);
 		return 0;

@@ -5,12 +5,14 @@
 
 /**
  * struct Destination - where a VM is to go
- * @text: as given: "ssh://[user@]host[:port]", "host", "exec:COMMAND"
+ * @text: as given: "ssh://[user@]host[:port]", "host", "exec:COMMAND", or "direct:" and one of these
+ * @direct: a client opens the streams (--direct): what follows "direct:" is its business; @exec and @host are NULL
  * @exec: the words of COMMAND, NULL for ssh
  * @host, @port: for ssh; @host is what ssh gets ("user@host"), @port 0 when not given
  */
 typedef struct Destination {
 	char *text;
+	bool direct;
 	char **exec;
 	char *host;
 	unsigned int port;

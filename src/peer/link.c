@@ -26,7 +26,10 @@ struct Link {
 	/* connecting */
 	char **argv;
 	char *ssh_auth_sock;
-	char *hello; /* the first line */
+	int (*want)(const char *stream, bool data, void *userdata, Error **err);
+	void *want_userdata;
+	char stream[33]; /* the one that was asked for */
+	char *hello;	 /* the first line */
 	char *expect_token;
 	bool data;
 	uint64_t deadline;
@@ -133,7 +136,8 @@ static void on_pump_closed(int error, void *userdata)
 		child_explain(link->child, &err);
 		error_prefix(&err, "the other host closed the link: ");
 	} else
-		error_set(&err, -EPIPE, "the other host closed the link");
+		error_set(&err, -EPIPE,
+			  link->want ? "the client's relay ended" : "the other host closed the link");
 	lost(link, err);
 }
 
@@ -244,18 +248,25 @@ static uint64_t retry_pause(unsigned int attempts)
 	return 50 * USEC_PER_MSEC + random % most;
 }
 
+/* Return: whether there will be another attempt. */
+static bool again(Link *link)
+{
+	uint64_t pause = retry_pause(link->attempts);
+
+	if (link->up || now_usec() + pause >= link->deadline)
+		return false;
+	log_debug("sshd is busy, trying again in %" PRIu64 " ms", pause / USEC_PER_MSEC);
+	drop_stream(link, false);
+	return sd_event_add_time_relative(link->event, &link->timer, CLOCK_MONOTONIC, pause, 0, on_retry, link) >= 0;
+}
+
 static void on_child_exit(void *userdata)
 {
 	Link *link = userdata;
 	_cleanup_error_ Error *err = NULL;
-	uint64_t pause = retry_pause(link->attempts);
 
-	if (!link->up && child_busy_server(link->child) && now_usec() + pause < link->deadline) {
-		log_debug("sshd is busy, trying again in %" PRIu64 " ms", pause / USEC_PER_MSEC);
-		drop_stream(link, false);
-		if (sd_event_add_time_relative(link->event, &link->timer, CLOCK_MONOTONIC, pause, 0, on_retry, link) >= 0)
-			return;
-	}
+	if (!link->up && child_busy_server(link->child) && again(link))
+		return;
 	if (link->up && link->pump)
 		return; /* the stream's end is what counts */
 	child_explain(link->child, &err);
@@ -277,29 +288,83 @@ static int on_connect_deadline(sd_event_source *source, uint64_t usec, void *use
 	return 0;
 }
 
-static int start_attempt(Link *link, Error **err)
+/* The first line fits any socket's buffer: what cannot be written at once is no stream of ours. */
+static int begin_stream(Link *link)
+{
+	int r = fd_nonblock(link->fd, true);
+
+	if (r == 0)
+		r = fd_write_all(link->fd, link->hello, strlen(link->hello));
+	if (r == 0)
+		r = sd_event_add_io(link->event, &link->io, link->fd, EPOLLIN, on_line, link);
+	/* What a command has said comes before its end. */
+	return r < 0 ? r : sd_event_source_set_priority(link->io, SD_EVENT_PRIORITY_NORMAL - 1);
+}
+
+static int start_command(Link *link, Error **err)
 {
 	_cleanup_fd_ int theirs = -1;
 	int pair[2], r;
 
-	link->attempts++;
-	link->line_have = 0;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
 		return error_set(err, -errno, "socketpair: %m");
 	link->fd = pair[0];
 	theirs = pair[1];
-	r = fd_write_all(link->fd, link->hello, strlen(link->hello));
-	if (r == 0)
-		r = fd_nonblock(link->fd, true);
-	if (r == 0)
-		r = child_start(link->event, link->argv, link->ssh_auth_sock, theirs, theirs, on_child_exit, link,
-				&link->child, err);
+	r = begin_stream(link);
+	return r < 0 ? r
+		     : child_start(link->event, link->argv, link->ssh_auth_sock, theirs, theirs, on_child_exit, link,
+				   &link->child, err);
+}
+
+static int ask_for_stream(Link *link, Error **err)
+{
+	_cleanup_free_ char *stream = text_random_id();
+
+	memcpy(link->stream, stream, sizeof(link->stream));
+	return link->want(link->stream, link->data, link->want_userdata, err);
+}
+
+static int start_attempt(Link *link, Error **err)
+{
+	int r;
+
+	link->attempts++;
+	link->line_have = 0;
+	r = sd_event_add_time(link->event, &link->timer, CLOCK_MONOTONIC, link->deadline, 0, on_connect_deadline, link);
 	if (r >= 0)
-		r = sd_event_add_io(link->event, &link->io, link->fd, EPOLLIN, on_line, link);
-	if (r >= 0)
-		r = sd_event_add_time(link->event, &link->timer, CLOCK_MONOTONIC, link->deadline, 0,
-				      on_connect_deadline, link);
+		r = link->want ? ask_for_stream(link, err) : start_command(link, err);
 	return r < 0 ? error_set(err, r, "cannot reach the target: %s", strerror(-r)) : 0;
+}
+
+/* ---- a stream that a client opens ---- */
+
+bool link_wants(const Link *link, const char *stream)
+{
+	return link && link->want && !link->up && !link->dead && (!stream || streq(link->stream, stream));
+}
+
+int link_give(Link *link, int fd, Error **err)
+{
+	int domain = 0, type = 0, r;
+	socklen_t len = sizeof(int);
+
+	if (link->fd >= 0) {
+		fd_close(fd);
+		return error_set(err, -EALREADY, "the stream is there already");
+	}
+	link->fd = fd;
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || domain != AF_UNIX ||
+	    getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0 || type != SOCK_STREAM)
+		r = -ENOTSOCK;
+	else
+		r = begin_stream(link);
+	return r < 0 ? error_set(err, r, "the client's stream cannot be used: %s", strerror(-r)) : 0;
+}
+
+void link_refuse(Link *link, bool busy, const Error *err)
+{
+	if (!busy || !again(link))
+		lost(link, err);
 }
 
 static Link *link_new(sd_event *event, const LinkHandlers *handlers, void *userdata, uint64_t silence_usec)
@@ -321,11 +386,13 @@ int link_connect(sd_event *event, const LinkOptions *options, const LinkHandlers
 	int r;
 
 	link->ssh_auth_sock = xstrdup(options->how.ssh_auth_sock);
+	link->want = options->destination->direct ? options->want : NULL;
+	link->want_userdata = options->want_userdata;
 	link->hello = preamble_text(&options->preamble);
 	link->expect_token = xstrdup(options->expect_token);
 	link->data = options->preamble.data;
 	link->deadline = now_usec() + options->connect_usec;
-	r = destination_argv(options->destination, &options->how, NULL, false, &link->argv, err);
+	r = link->want ? 0 : destination_argv(options->destination, &options->how, NULL, false, &link->argv, err);
 	if (r >= 0)
 		r = start_attempt(link, err);
 	if (r < 0) {

@@ -24,6 +24,12 @@ typedef struct LinkOptions {
 	uint64_t connect_usec; /* until up */
 	uint64_t silence_usec; /* three pings, spread over so long, without an answer: the link is cut. 0: no pings */
 	const char *expect_token; /* for data: what the other end must answer, NULL: anything */
+	/*
+	 * For a direct destination, instead of a command: ask a client for the stream named @stream. link_give() or
+	 * link_refuse() answers. Return: 0, or negative errno with @err set.
+	 */
+	int (*want)(const char *stream, bool data, void *userdata, Error **err);
+	void *want_userdata;
 } LinkOptions;
 
 /**
@@ -42,6 +48,18 @@ int link_connect(sd_event *event, const LinkOptions *options, const LinkHandlers
  */
 int link_accept(sd_event *event, int fd, uint64_t silence_usec, const LinkHandlers *handlers, void *userdata,
 		int (*setup)(sd_bus *bus, void *userdata), Link **ret, Error **err);
+
+/** link_wants() - whether it is not up for want of the stream of that name; NULL: of any */
+bool link_wants(const Link *link, const char *stream);
+
+/** link_give() - the stream a link waits for, a UNIX stream socket: taken over. Return: 0 or negative errno with @err set */
+int link_give(Link *link, int fd, Error **err);
+
+/**
+ * link_refuse() - the stream a link waits for cannot be made
+ * @busy: a server had too much to do: it asks once more, after a pause
+ */
+void link_refuse(Link *link, bool busy, const Error *err);
 
 /** link_bus() - the D-Bus connection, owned by the link; NULL while it is not up */
 sd_bus *link_bus(Link *link);

@@ -17,7 +17,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = str(Path(os.environ.get("VMFERRY_BUILD", HERE.parent.parent / "build")).resolve() / "src/cli/vmferry")
-VERBS = ("start stop kill pause resume list status show log console check migrate watch set cancel recover control "
+VERBS = ("start stop kill pause resume list status show log console check migrate watch set cancel recover control door "
          "run receive").split()
 ID = "0123456789abcdef0123456789abcdef"
 RESULT = {
@@ -165,10 +165,12 @@ def test_verb_help(host, verb):
     (["migrate", "web1", "b", "--conntrack=maybe"], "--conntrack"),
     (["migrate", "web1", "b", "--transport=pigeon"], "--transport"),
     (["migrate", "web1", "b", "--to-definition=/nonexistent"], "/nonexistent"),
-    (["migrate", "web1", "b", "--direct"], "unknown option"), (["migrate", "web1", "b", "--timeout"], "needs a value"),
+    (["migrate", "web1", "b", "--indirect"], "unknown option"), (["migrate", "web1", "b", "--timeout"], "needs a value"),
     (["migrate", "web1", "b", "--no-live=1"], "takes no value"),
     (["check", "web1", "root@b"], "ssh://user@host"), (["set", "web1", "speed=1"], "nothing that can be set"),
     (["set", "web1", "bandwidth"], "nothing that can be set"), (["set", "web1", "downtime=never"], "--downtime"),
+    (["recover", "web1", "--direct"], "NAME DEST"), (["recover", "web1", "b"], "NAME DEST"), (["door", "web1"], "other host"),
+    (["recover", "web1", "b", "--direct", "--assume=runs-there"], "goes alone"), (["watch", "web1", "--direct"], "unknown option"),
     (["recover", "web1", "--assume=luck"], "--assume"), (["-H", "b", "list"], "no ssh://"),
     (["-H", "ssh://b", "run", "web1"], "-H"), (["-H", "ssh://b", "control"], "-H"),
 ])

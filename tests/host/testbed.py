@@ -177,6 +177,17 @@ class Node:
         done = self.vmferry(*args, "--json", check=check, **kwargs)
         return json.loads(done.stdout) if done.stdout.lstrip()[:1] == "[" else json.loads(done.stdout.strip().split("\n")[-1])
 
+    def processes(self):
+        """What runs here beside the testbed's own: {pid: command line}."""
+        known = {child.pid for child in self.children}
+        found = {}
+        for pid in self.netns.pids():
+            with contextlib.suppress(OSError):
+                line = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                if line and pid not in known and not line.startswith("sshd"):
+                    found[pid] = line
+        return found
+
 
 class Host(Node):
     """A hypervisor."""
@@ -284,17 +295,6 @@ class Host(Node):
 
     def heal(self):
         self.bed.switch.ip(f"link set mig-{self.name} up")
-
-    def processes(self):
-        """What runs here beside the testbed's own: {pid: command line}."""
-        known = {child.pid for child in self.children}
-        found = {}
-        for pid in self.netns.pids():
-            with contextlib.suppress(OSError):
-                line = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                if line and pid not in known and not line.startswith("sshd"):
-                    found[pid] = line
-        return found
 
     def leftovers(self, *vms):
         """What should not be there any more, as lines: processes, links, listening ports, files in the runtime directory.

@@ -75,6 +75,10 @@ static void test_refused(void **state)
 		"exec:sh -c 'a\nb'",
 		"root@",
 		"ssh://\x7f",
+		"direct:",
+		"direct:-oProxyCommand=x",
+		"direct:exec:",
+		"direct:direct:hostb",
 	};
 	_cleanup_free_ char *huge = xcalloc(1, 500);
 
@@ -129,6 +133,23 @@ static void test_argv(void **state)
 	assert_argv("exec:ip netns exec b 'vm ferry' receive", &own, extra, false, "ip|netns|exec|b|vm ferry|receive");
 }
 
+/* A client's business: there is nothing here that could be run. */
+static void test_direct(void **state)
+{
+	_cleanup_(destination_freep)
+	Destination *d = NULL;
+	_cleanup_error_ Error *err = NULL;
+	char **argv = NULL;
+
+	(void)state;
+	assert_int_equal(destination_parse("direct:exec:touch /tmp/x", &d, NULL), 0);
+	assert_true(d->direct);
+	assert_null(d->exec);
+	assert_null(d->host);
+	assert_int_equal(destination_argv(d, &(DestinationOptions){}, NULL, false, &argv, &err), -EINVAL);
+	assert_null(argv);
+}
+
 static void test_bad_ssh(void **state)
 {
 	_cleanup_(destination_freep)
@@ -150,6 +171,7 @@ int main(void)
 		cmocka_unit_test(test_parse),
 		cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_argv),
+		cmocka_unit_test(test_direct),
 		cmocka_unit_test(test_bad_ssh),
 	};
 

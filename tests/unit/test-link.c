@@ -38,6 +38,9 @@ typedef struct Pair {
 	size_t replies, pings;
 	const char *fifo; /* up waits until somebody opens it */
 	Error *failed;	  /* of a call */
+	char wanted[33];  /* the stream asked for last */
+	unsigned int wants;
+	bool wants_data;
 } Pair;
 
 static char *program;
@@ -205,8 +208,9 @@ static void run_until_lost(Pair *p)
 static void connect_to(Pair *p, const char *command, LinkOptions options)
 {
 	static const LinkHandlers handlers = {.up = on_up, .lost = on_lost};
-	_cleanup_free_ char *text =
-		command ? xasprintf("exec:sh -c '%s'", command) : xasprintf("exec:%s --relay %s", program, p->socket);
+	_cleanup_free_ char *text = options.want ? xstrdup("direct:hostb")
+				    : command	 ? xasprintf("exec:sh -c '%s'", command)
+						 : xasprintf("exec:%s --relay %s", program, p->socket);
 	_cleanup_(destination_freep)
 	Destination *d = NULL;
 	_cleanup_error_ Error *err = NULL;
@@ -506,6 +510,87 @@ static int relay(const char *path)
 	return 1;
 }
 
+/* ---- a stream that somebody else makes ---- */
+
+static int on_want(const char *stream, bool data, void *userdata, Error **err)
+{
+	Pair *p = userdata;
+
+	(void)err;
+	assert_int_equal(data, p->wants_data);
+	assert_true(text_is_id(stream));
+	memcpy(p->wanted, stream, sizeof(p->wanted));
+	p->wants++;
+	return 0;
+}
+
+static void test_given(void **state)
+{
+	Pair *p = *state;
+	int fd;
+
+	connect_to(p, NULL, (LinkOptions){.want = on_want, .want_userdata = p});
+	assert_int_equal(p->wants, 1);
+	assert_true(link_wants(p->source, p->wanted));
+	assert_true(link_wants(p->source, NULL));
+	assert_false(link_wants(p->source, ID));
+	fd = unix_connect(p->socket);
+	assert_int_equal(link_give(p->source, fd, NULL), 0);
+	assert_int_equal(link_give(p->source, dup(fd), NULL), -EALREADY);
+	run_until(p, &p->up);
+	assert_false(link_wants(p->source, NULL));
+	call(p, "Ping");
+	while (p->replies < 1)
+		assert_true(sd_event_run(p->event, UINT64_MAX) >= 0);
+	p->target = link_free(p->target);
+	run_until_lost(p);
+	assert_non_null(strstr(p->lost->message, "relay"));
+}
+
+/* What is no stream socket is nothing to talk over. */
+static void test_given_nonsense(void **state)
+{
+	Pair *p = *state;
+	_cleanup_error_ Error *err = NULL;
+	int pipes[2];
+
+	connect_to(p, NULL, (LinkOptions){.want = on_want, .want_userdata = p});
+	assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+	assert_int_equal(link_give(p->source, pipes[1], &err), -ENOTSOCK);
+	fd_close(pipes[0]);
+}
+
+/* A busy server: it is asked for under another name, after a pause. What is refused otherwise is lost. */
+static void test_not_given(void **state)
+{
+	Pair *p = *state;
+	_cleanup_error_ Error *err = NULL;
+	char first[33];
+
+	connect_to(p, NULL, (LinkOptions){.want = on_want, .want_userdata = p});
+	memcpy(first, p->wanted, sizeof(first));
+	error_set(&err, -ECONNREFUSED, "no way there");
+	link_refuse(p->source, true, err);
+	while (p->wants < 2 && !p->lost)
+		assert_true(sd_event_run(p->event, UINT64_MAX) >= 0);
+	assert_null(p->lost);
+	assert_string_not_equal(first, p->wanted);
+	assert_false(link_wants(p->source, first));
+	link_refuse(p->source, false, err);
+	assert_non_null(p->lost);
+	assert_string_equal(p->lost->message, "no way there");
+	assert_false(link_wants(p->source, NULL));
+}
+
+static void test_never_given(void **state)
+{
+	Pair *p = *state;
+
+	connect_to(p, NULL, (LinkOptions){.want = on_want, .want_userdata = p, .connect_usec = 50 * USEC_PER_MSEC});
+	run_until_lost(p);
+	assert_int_equal(p->lost->code, -ETIMEDOUT);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(int argc, char **argv)
@@ -525,6 +610,10 @@ int main(int argc, char **argv)
 		TEST(test_busy_server),
 		TEST(test_talkative),
 		TEST(test_data),
+		TEST(test_given),
+		TEST(test_given_nonsense),
+		TEST(test_not_given),
+		TEST(test_never_given),
 	};
 	sigset_t mask;
 
