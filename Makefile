@@ -21,6 +21,7 @@ check-long: deps
 	@VMFERRY_TEST_LONG=1 tools/check
 
 bench: all
+	@bench/conntrack
 	@bench/run
 
 install: deps
