@@ -42,17 +42,6 @@ static const Program program = {
 	.n_verbs = ARRAY_SIZE(verbs),
 };
 
-Format tool_format(const Tool *tool, Format otherwise)
-{
-	static const char *const names[] = {[FORMAT_WIRE] = "wire", [FORMAT_SAVE] = "save", [FORMAT_RAW] = "raw"};
-	const char *text = tool_text(tool, "format", "");
-
-	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
-		if (streq(names[i], text))
-			return (Format)i;
-	return otherwise;
-}
-
 int main(int argc, char **argv)
 {
 	return tool_main(&program, argc, argv);

@@ -14,6 +14,17 @@
 #define MESSAGE_MAX 65536
 #define CONVERTED_MAX 2048 /* entries a batch that is made here */
 
+Format tool_format(const Tool *tool, Format otherwise)
+{
+	static const char *const names[] = {[FORMAT_WIRE] = "wire", [FORMAT_SAVE] = "save", [FORMAT_RAW] = "raw"};
+	const char *text = tool_text(tool, "format", "");
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+		if (streq(names[i], text))
+			return (Format)i;
+	return otherwise;
+}
+
 void input_done(Input *input)
 {
 	free(input->data);

@@ -157,6 +157,8 @@ static int parse_verb(Tool *tool, int argc, char **argv, Error **err)
 		strv_push(&tool->args, xstrdup(argv[i]));
 	if (argc - first > verb->max_args)
 		return error_set(err, -EINVAL, "%s takes %s", verb->name, *verb->args ? verb->args : "no arguments");
+	if (first == argc && *verb->args && *verb->args != '[')
+		return error_set(err, -EINVAL, "which %s?", verb->args);
 	(void)json_get_bool(tool->options, "json", &tool->json);
 	return verb->selects ? make_select(tool, err) : 0;
 }

@@ -12,6 +12,7 @@ typedef struct Tool Tool;
 
 /**
  * struct Verb - a row of the table of verbs; help comes from it
+ * @args:    what it takes besides, "[...]": may be left out
  * @options: its table of options, in addition to the common ones
  * @selects: takes --address, --mark, --zone, and needs one of them unless @select_is_optional
  */

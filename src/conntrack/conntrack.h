@@ -82,6 +82,16 @@ int ct_follow_drain(CtFollow *follow);
  */
 size_t ct_follow_delta(CtFollow *follow, size_t max, const uint8_t **ret, size_t *ret_records);
 
+/**
+ * ct_follow_snapshot() - all entries there are now as one batch of wire records
+ * @to, @max: where to, and at most so many bytes (at least CT_WIRE_HEADER); what ct_follow_delta() says is not changed by it
+ * @ret_records: number of records in it
+ * @ret_left: entries that found no room. Those in use by both sides and with the most time left come first
+ *
+ * Return: number of bytes.
+ */
+size_t ct_follow_snapshot(const CtFollow *follow, uint8_t *to, size_t max, size_t *ret_records, size_t *ret_left);
+
 /** ct_follow_pending() - whether ct_follow_delta() has something to say (not counting what is still in the socket) */
 bool ct_follow_pending(const CtFollow *follow);
 

@@ -500,6 +500,11 @@ size_t ct_follow_delta(CtFollow *f, size_t max, const uint8_t **ret, size_t *ret
 	return len;
 }
 
+size_t ct_follow_snapshot(const CtFollow *f, uint8_t *to, size_t max, size_t *ret_records, size_t *ret_left)
+{
+	return ct_table_snapshot(&f->table, to, max, ret_records, ret_left);
+}
+
 bool ct_follow_pending(const CtFollow *f)
 {
 	return ct_table_next_change(&f->table) != CT_NONE;

@@ -89,5 +89,8 @@ static inline uint32_t ct_table_next_change(const CtTable *table)
 {
 	return table->dirty_first;
 }
+/** ct_table_snapshot() - see ct_follow_snapshot() */
+size_t ct_table_snapshot(const CtTable *table, uint8_t *to, size_t max, size_t *ret_records, size_t *ret_left);
+
 /** ct_table_handed_out() - a change was handed out: off the list; the entry may be forgotten by this */
 void ct_table_handed_out(CtTable *table, uint32_t i);

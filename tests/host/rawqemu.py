@@ -67,13 +67,13 @@ class RawQemu:
 
     taken = 0
 
-    def __init__(self, host, guest, memory=128, incoming=False, program=None, options=()):
+    def __init__(self, host, guest, memory=128, incoming=False, program=None, machine="q35", options=()):
         RawQemu.taken += 1
         self.host, self.guest, self.memory, self.tap = host, guest, memory, f"raw{RawQemu.taken}"
         host.netns.ip(f"tuntap add dev {self.tap} mode tap", f"link set dev {self.tap} master br0 up")
         ours, theirs = socket.socketpair()
         words = [
-            program or qemu(), "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-accel", ACCEL, "-cpu", CPU,
+            program or qemu(), "-nodefaults", "-no-user-config", "-display", "none", "-machine", machine, "-accel", ACCEL, "-cpu", CPU,
             "-m", f"{memory}M", "-kernel", guest.kernel, "-initrd", guest.initrd, "-append", guest.append,
             "-netdev", f"tap,id=net0,ifname={self.tap},script=no,downscript=no",
             "-device", f"virtio-net-pci,netdev=net0,mac={guest.mac},romfile=", "-serial", "stdio", "-no-shutdown",
@@ -105,13 +105,13 @@ class RawQemu:
         self.host.netns.ip(f"link del dev {self.tap}")
 
 
-def migrate(source, host, channels=1, before_cont=None):
-    """A live migration over plain TCP, by events: start the target, copy, cont there, end the source.
+def migrate(source, host, channels=1, before_cont=None, target=None):
+    """A live migration over plain TCP, by events: start the target unless it is given, copy, cont there, end the source.
 
     Return: the target, and {"wall_ms", "pause_ms" (STOP to RESUME), "transferred"}.
     """
     begin = time.monotonic()
-    target = RawQemu(host, source.guest, source.memory, incoming=True)
+    target = target or RawQemu(host, source.guest, source.memory, incoming=True)
     wanted = {"events": True, "return-path": True, "multifd": channels > 1}  # a guest keeps those it arrived with
     for side in (source, target):
         side.qmp("migrate-set-capabilities", capabilities=[{"capability": k, "state": v} for k, v in wanted.items()])

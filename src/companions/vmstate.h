@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include <systemd/sd-bus.h>
+
+#include "companions/tool.h"
+
+/*
+ * vmferry-vmstate: connection tracking entries inside QEMU's own migration stream, for managers that are not vmferry.
+ * QEMU's object dbus-vmstate (docs/interop/dbus-vmstate.rst, qapi/qom.json) asks whoever owns org.qemu.VMState1 on a bus,
+ * also queued, for its state and hands it to the same Id on the target.
+ */
+
+#define VMSTATE_NAME "org.qemu.VMState1"
+#define VMSTATE_PATH "/org/qemu/VMState1"
+#define VMSTATE_MAX (1 << 20) /* QEMU's DBUS_VMSTATE_SIZE_LIMIT; at least one byte, too */
+
+/**
+ * struct Naming - how a helper is found and called
+ * @id:        its Id
+ * @interface: the second one, with NumMigratedEntries and Quit
+ * @qmp:       QEMU's QMP socket; NULL: the manager adds the object to QEMU itself
+ * @bus:       address, NULL: the system bus
+ */
+typedef struct Naming {
+	char *id;
+	const char *interface;
+	char *qmp;
+	const char *bus;
+} Naming;
+
+/** naming_read() - from the verb's NAME and options. Return: 0, or negative errno with @err set */
+int naming_read(const Tool *tool, Naming *ret, Error **err);
+void naming_done(Naming *naming);
+
+/** vmstate_bus_open() - connect. Return: 0, or negative errno with @err set */
+int vmstate_bus_open(const Naming *naming, sd_bus **ret, Error **err);
+
+/**
+ * vmstate_object_add() - add the object to QEMU; one that an earlier run left is removed first
+ * @bus: the address QEMU is to connect to
+ * @ret_pidfd: of the QEMU
+ *
+ * Blocks up to 5 s. QAPI: object-add, DBusVMStateProperties. Return: 0, or negative errno with @err set (-ENOTCONN: no QEMU there).
+ */
+int vmstate_object_add(const Naming *naming, const char *bus, int *ret_pidfd, Error **err);
+
+/** vmstate_object_remove() - remove it again. Return: 0, or negative errno with @err set */
+int vmstate_object_remove(const Naming *naming, Error **err);
+
+/* Verbs. Return: 0, or negative errno with @err set. */
+int vmstate_run(const Tool *tool, Error **err);
+int vmstate_start(const Tool *tool, Error **err);
+int vmstate_stop(const Tool *tool, Error **err);
+int vmstate_status(const Tool *tool, Error **err);

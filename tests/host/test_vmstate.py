@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vmferry-vmstate: QEMUs that a script moves, with nothing of vmferry but its D-Bus helper beside each."""
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+from rawqemu import RawQemu, migrate
+from testbed import BUILD, Guest, Testbed
+
+TOOL = BUILD / "src/companions/vmferry-vmstate"
+CONNTRACK = BUILD / "src/companions/vmferry-conntrack"
+OLD_QEMU = "/usr/bin/qemu-system-x86_64"
+
+CONFIG = """<busconfig>
+  <type>system</type>
+  <listen>unix:path={path}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+  </policy>
+  <policy user="root">
+    <allow own="org.qemu.VMState1"/>
+    <allow send_destination="*"/>
+    <allow receive_sender="*"/>
+    <allow eavesdrop="false"/>
+  </policy>
+</busconfig>
+"""
+
+
+class Bus:
+    """A message bus of a host's own."""
+
+    def __init__(self, host):
+        self.host, path = host, host.dir / "bus"
+        config = host.dir / "bus.conf"
+        config.write_text(CONFIG.format(path=path))
+        self.address = f"unix:path={path}"
+        self.process = host.popen("dbus-daemon", f"--config-file={config}", "--nofork", "--print-address", stdout=subprocess.PIPE)
+        assert self.process.stdout.readline()
+
+    def tool(self, *words, check=True, **more):
+        return self.host.run(TOOL, *words, f"--bus={self.address}", check=check, **more)
+
+    def helpers(self):
+        return {h["id"]: h for h in map(json.loads, self.tool("status", "--json").stdout.splitlines())}
+
+    def call(self, owner, method, *words):
+        return self.host.run("dbus-send", f"--bus={self.address}", "--type=method_call", "--print-reply", f"--dest={owner}",
+                             "/org/qemu/VMState1", f"org.qemu.VMState1.{method}", *words).stdout
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def bed():
+    with Testbed(ct_events=1) as bed:
+        yield bed
+
+
+@pytest.fixture
+def buses(bed):
+    buses = {host: Bus(host) for host in (bed.a, bed.b)}
+    yield buses
+    for bus in buses.values():
+        bus.close()
+
+
+def qmp_option(host, name="web1"):
+    return ["-qmp", f"unix:{host.dir}/{name}.qmp,server=on,wait=off"]
+
+
+def start(bus, guest, name="web1", *options):
+    return bus.tool("start", name, f"--qmp={bus.host.dir}/{name}.qmp", f"--address={guest.ip4}", f"--address={guest.ip6}",
+                    f"--log={bus.host.dir}/{name}.vmstate.log", *options)
+
+
+def wait_until(check, limit=10):
+    end = time.monotonic() + limit
+    while not (found := check()):
+        assert time.monotonic() < end, check
+        select.select([], [], [], 0.02)
+    return found
+
+
+def carried(bed, buses, **source_options):
+    """A guest moves from a to b by script, its entries in QEMU's stream. Return: what the helpers say at their end."""
+    guest = Guest()
+    source = RawQemu(bed.a, guest, options=qmp_option(bed.a), machine="pc-q35-7.2", **source_options).wait_ready()
+    target = None
+    try:
+        with bed.probe(f"bulk,{guest.ip4}", f"ping,{guest.ip4}", f"ping,{guest.ip6}", f"hold,{guest.ip4},count=100") as probe:
+            start(buses[bed.a], guest)
+            probe.mark()
+            target = RawQemu(bed.b, guest, incoming=True, machine="pc-q35-7.2", options=qmp_option(bed.b))
+            start(buses[bed.b], guest)
+            migrate(source, bed.b, target=target)
+            source = None
+            probe.assert_alive()
+        said = [bus.tool("stop", "web1", "--json", check=False) for bus in buses.values()]
+        return [json.loads(done.stderr) for done in said if done.returncode == 0]
+    finally:
+        for qemu in (source, target):
+            if qemu:
+                qemu.close()
+
+
+def test_connections_survive(bed, buses):
+    stopped = carried(bed, buses)
+    assert stopped and stopped[-1]["event"] == "stopped" and stopped[-1]["entries"] >= 103, stopped
+    assert bed.a.wait_clean() == [] and bed.b.wait_clean() == []
+
+
+def test_old_to_new(bed, buses):
+    stopped = carried(bed, buses, program=OLD_QEMU)
+    assert stopped[-1]["entries"] >= 103, stopped
+
+
+def test_helper_of_each_vm(bed, buses):
+    """Several on one bus; each is told apart by its Id, and ends with its VM or when told to."""
+    bus = buses[bed.a]
+    guests = [Guest(5), Guest(6)]
+    qemus = [RawQemu(bed.a, guest, options=qmp_option(bed.a, f"web{guest.number}")) for guest in guests]
+    try:
+        for guest in guests:
+            start(bus, guest, f"web{guest.number}")
+        assert set(bus.helpers()) == {"vmferry-web5", "vmferry-web6"}
+        again = start(bus, guests[0], "web5")
+        assert "left by an earlier run" in again.stderr
+        assert len(bus.helpers()) == 2
+        bus.tool("stop", "web5")
+        wait_until(lambda: set(bus.helpers()) == {"vmferry-web6"})
+        qemus[1].close()
+        wait_until(lambda: not bus.helpers())
+    finally:
+        qemus[0].close()
+    assert bed.a.wait_clean() == []
+
+
+def test_helper_killed(bed, buses):
+    """What it left in QEMU is no obstacle to the next one."""
+    bus, guest = buses[bed.a], Guest()
+    qemu = RawQemu(bed.a, guest, options=qmp_option(bed.a))
+    try:
+        start(bus, guest)
+        (pid,) = [pid for pid, line in bed.a.processes().items() if "vmferry-vmstate run" in line]
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not bus.helpers())
+        start(bus, guest)
+        assert set(bus.helpers()) == {"vmferry-web1"}
+        bus.tool("stop", "web1")
+        wait_until(lambda: not bus.helpers())
+        with pytest.raises(RuntimeError, match="not found"):
+            qemu.qmp("object-del", id="vmferry-vmstate")
+    finally:
+        qemu.close()
+
+
+def saved(text):
+    """The bytes in dbus-send's print of an array."""
+    return bytes(int(b, 16) for b in re.findall(r"\b[0-9a-f]{2}\b", text[text.index("["):]))
+
+
+def test_save_and_load(bed, buses):
+    """1 byte to 1 MiB whatever the table holds; Load takes anything without an error."""
+    bus, guest = buses[bed.a], Guest()
+    process = bed.a.popen(TOOL, "run", "web1", f"--bus={bus.address}", f"--address={guest.ip4}", stderr=subprocess.PIPE, text=True)
+    try:
+        owner = wait_until(lambda: bus.helpers().get("vmferry-web1"))["owner"]
+        empty = saved(bus.call(owner, "Save"))
+        assert empty[:4] == b"VFCT"
+        lines = [f"-A -s {guest.ip4} -d 10.0.9.9 -r 10.0.9.9 -q {guest.ip4} -p tcp --sport {p} --dport 80 --reply-port-src 80 "
+                 f"--reply-port-dst {p} -t 300 -u SEEN_REPLY,ASSURED --state ESTABLISHED" for p in range(1000, 6000)]
+        bed.a.run(CONNTRACK, "apply", "--address", guest.ip4, "--settle=1", input="\n".join(lines))
+        wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] == 5000)
+        full = saved(bus.call(owner, "Save"))
+        assert bus.helpers()["vmferry-web1"]["migrated"] == 5000 and len(full) < 1 << 18
+        bed.a.run(CONNTRACK, "flush", "--address", guest.ip4)
+        for bad in ("array:byte:0", "array:byte:1,2,3", "array:byte:86,70,67,84,9,9,9,9"):
+            bus.call(owner, "Load", bad)
+            assert bus.helpers()["vmferry-web1"]["migrated"] == 0
+        proxmox = "\n".join(line + " --mark 100" for line in lines[:3]) + "\n"
+        bus.call(owner, "Load", "array:byte:" + ",".join(map(str, proxmox.encode())))
+        assert bus.helpers()["vmferry-web1"]["migrated"] == 3
+        bus.call(owner, "Load", "array:byte:" + ",".join(map(str, b"[0]\n")))
+        assert bus.helpers()["vmferry-web1"]["migrated"] == 0
+        assert sum("mark=100 " in line for line in bed.a.conntrack("-m", "100")) == 3
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0, process.stderr.read()
+        process.stderr.close()
+
+
+def test_proxmox_names(bed, buses):
+    bus = buses[bed.a]
+    process = bed.a.popen(TOOL, "run", "100", "--proxmox", f"--qmp={bed.a.dir}/none", f"--bus={bus.address}", stderr=subprocess.PIPE, text=True)
+    assert process.wait(10) == 1 and "not running here" in process.stderr.read()
+    process.stderr.close()
+    qemu = RawQemu(bed.a, Guest(), options=qmp_option(bed.a, "100"))
+    try:
+        bus.tool("start", "100", "--proxmox", f"--qmp={bed.a.dir}/100.qmp")
+        (helper,) = bus.helpers().values()
+        assert helper["id"] == "pve-vmstate-100"
+        got = bed.a.run("dbus-send", f"--bus={bus.address}", "--type=method_call", "--print-reply", f"--dest={helper['owner']}",
+                        "/org/qemu/VMState1", "org.freedesktop.DBus.Properties.Get", "string:com.proxmox.VMStateHelper",
+                        "string:NumMigratedEntries").stdout
+        assert "uint32 0" in got
+        bus.tool("stop", "100", "--proxmox")
+    finally:
+        qemu.close()
+
+
+@pytest.mark.parametrize("words, status, said", [
+    (["stop", "nobody"], 1, "there is no helper"),
+    (["stop"], 2, "which NAME?"),
+    (["jump", "web1"], 2, "no verb"),
+    (["start", "web1", "--qmp=/none"], 1, "whose entries"),
+    (["start", "web1", "--qmp=/none", "--address=10.0.0.5"], 1, "not running here"),
+    (["start", "a,b", "--address=10.0.0.5"], 1, "not a VM's name"),
+    (["start", "web1", "--proxmox"], 1, "not a VMID"),
+])
+def test_wrong_use(bed, buses, words, status, said):
+    done = buses[bed.a].tool(*words, check=False)
+    assert done.returncode == status and said in done.stderr, done
