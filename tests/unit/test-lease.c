@@ -29,7 +29,9 @@ static VmDefinition definition = {.name = (char *)"web1", .uuid = (char *)UUID, 
 
 static int setup(void **state)
 {
-	char name[] = "/tmp/test-lease.XXXXXX";
+	/* Thousands of synced writes: in memory, where there is such a place. */
+	char shm[] = "/dev/shm/test-lease.XXXXXX", tmp[] = "/tmp/test-lease.XXXXXX";
+	char *name = access("/dev/shm", W_OK) == 0 ? shm : tmp;
 
 	(void)state;
 	dir = xstrdup(mkdtemp(name));
