@@ -276,7 +276,7 @@ void ct_build(struct nlmsghdr *nlh, const CtRecord *record, const CtBuild *how)
 		put_reply(nlh, record);
 	mnl_attr_put_u32(nlh, CTA_STATUS, htonl(status_to_set(record, how->create)));
 	mnl_attr_put_u32(nlh, CTA_TIMEOUT, htonl(how->timeout));
-	if ((record->has & CT_HAS_MARK) && how->mark_mask) {
+	if ((record->has & CT_HAS_MARK) && how->mark_mask && (record->mark || !how->create)) {
 		mnl_attr_put_u32(nlh, CTA_MARK, htonl(record->mark & how->mark_mask));
 		if (how->mark_mask != UINT32_MAX && !how->create)
 			mnl_attr_put_u32(nlh, CTA_MARK_MASK, htonl(how->mark_mask));

@@ -481,7 +481,7 @@ static int get_state(CtWireReader *reader, CtRecord *record)
 	record->timeout = get_u32(p + 2);
 	if (record->timeout > CT_WIRE_TIMEOUT_MAX)
 		record->timeout = CT_WIRE_TIMEOUT_MAX;
-	record->has |= CT_HAS_REPLY | CT_HAS_STATUS | CT_HAS_TIMEOUT;
+	record->has |= CT_HAS_REPLY | CT_HAS_STATUS | CT_HAS_TIMEOUT | CT_HAS_MARK; /* no attribute: the mark is 0 */
 	if (record->key.protocol != IPPROTO_TCP || record->key.expect)
 		return 0;
 	p = take(reader, 4);

@@ -64,9 +64,9 @@ RULES_1 = RULES % (
 RULES_2 = RULES % ("", "", "")
 
 
-def run(*words, check=True, stdin=None):
+def run(*words, check=True, stdin=None, limit=LIMIT):
     done = subprocess.run([str(w) for w in words], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          timeout=LIMIT)
+                          timeout=limit)
     assert not check or done.returncode == 0, f"{words}: {done.stderr}"
     return done.stdout
 

@@ -598,3 +598,15 @@ def test_masters_come_last(lab, tools):
         lab.lead(2)
         assert data.works() and ftp.works()
         stack.enter_context(contextlib.closing(ftp.join(waiting, ftp.server)))
+
+
+# ---- whatever a table may hold ----
+
+def test_random_tables(lab):
+    """1,000 of them: dumped or learnt from events, applied, changed meanwhile, settled; the other kernel's dump is what was asked
+    for, and empty when they end. A seed that fails is printed with the command that repeats it."""
+    for fw in (lab.fw1, lab.fw2):
+        load(fw, forward="ct label 9 accept")
+    seed = int(os.environ.get("VMFERRY_TEST_SEED", time.time_ns() & 0xffffffff))
+    said = lab.fw1.exec(BUILD / "tests/host/ct-random", seed, 1000, f"/run/netns/{lab.fw2.name}", limit=120)
+    assert said == "1000 tables, 0 differ\n"
