@@ -64,6 +64,33 @@ RULES_1 = RULES % (
 RULES_2 = RULES % ("", "", "")
 
 
+HOOKED = """
+flush ruleset
+table inet fw {
+    %(more)s
+    chain raw { type filter hook prerouting priority -300;
+        %(raw)s
+    }
+    chain mangle { type filter hook prerouting priority -150;
+        %(mangle)s
+    }
+    chain forward { type filter hook forward priority 0; policy drop;
+        ct state invalid counter drop
+        %(forward)s
+        ct state established,related accept
+        %(new)s
+    }
+    chain in { type nat hook prerouting priority -100;
+        %(dnat)s
+    }
+    chain out { type nat hook postrouting priority 100;
+        %(snat)s
+    }
+}
+"""
+HOOKS = ("more", "raw", "mangle", "forward", "dnat", "snat", "new")
+
+
 def run(*words, check=True, stdin=None, limit=LIMIT):
     done = subprocess.run([str(w) for w in words], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           timeout=limit)
@@ -182,6 +209,11 @@ class Lab:
             ns.delete()
 
 
+def load(fw, **rules):
+    """Other rules, at these hooks; what is established passes."""
+    fw.exec("nft", "-f", "-", stdin=HOOKED % {hook: rules.get(hook, "") for hook in HOOKS})
+
+
 @pytest.fixture
 def lab():
     it = Lab()
@@ -207,9 +239,9 @@ def selection(words):
 
 
 class Follower:
-    def __init__(self, ns, *addresses, out=subprocess.PIPE, interval=5):
+    def __init__(self, ns, *addresses, out=subprocess.PIPE, interval=5, **more):
         self.proc = ns.start(TOOL, "follow", "--json", "--interval", interval, *selection(addresses), stdin=subprocess.PIPE,
-                             stdout=out, stderr=subprocess.PIPE)
+                             stdout=out, stderr=subprocess.PIPE, **more)
         while (said := said_by(self.proc)["event"]) == "warning":
             pass
         assert said == "complete"
@@ -250,11 +282,12 @@ def tools():
         yield add
 
 
-def ferry(lab, tools, *words, addresses=(VM, VM6), settle=300):
-    """fw1's follower into fw2's sink."""
+def ferry(lab, tools, *words, addresses=(VM, VM6), settle=300, back=False, **more):
+    """fw1's follower into fw2's sink; @back: fw2's into fw1's."""
     read, write = os.pipe()
-    follower = tools(Follower(lab.fw1, *addresses, out=write))
-    applier = tools(Applier(lab.fw2, "--settle", settle, *words, *addresses, stdin=read))
+    here, there = (lab.fw2, lab.fw1) if back else (lab.fw1, lab.fw2)
+    follower = tools(Follower(here, *addresses, out=write, **more))
+    applier = tools(Applier(there, "--settle", settle, *words, *addresses, stdin=read))
     os.close(read)
     os.close(write)
     return follower, applier
@@ -266,6 +299,7 @@ class Tcp:
     text = b"hello"
 
     def __init__(self, client, server, address, port, family=socket.AF_INET, bind=None):
+        self.client = client
         self.a = client.socket(family, socket.SOCK_STREAM)
         with server.socket(family, socket.SOCK_STREAM) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -285,6 +319,28 @@ class Tcp:
         except OSError:
             return False
         return True
+
+    def again(self, server):
+        """Breaks off, and connects with the same addresses and ports."""
+        here, there, family = self.a.getsockname(), self.a.getpeername(), self.a.family
+        self.a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.a.close()
+        try:
+            while self.b.recv(100):
+                pass
+        except OSError:
+            pass
+        self.b.close()
+        with server.socket(family, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(there)
+            listener.listen()
+            self.a = self.client.socket(family, socket.SOCK_STREAM)
+            self.a.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.a.bind(here)
+            self.a.connect(there)
+            self.b, _ = listener.accept()
+        self.b.settimeout(3)
 
     def close(self):
         for s in (self.a, self.b):

@@ -9,31 +9,6 @@ import zlib
 
 from ctlab import *  # fixtures too
 
-RULES = """
-flush ruleset
-table inet fw {
-    %(more)s
-    chain raw { type filter hook prerouting priority -300;
-        %(raw)s
-    }
-    chain mangle { type filter hook prerouting priority -150;
-        %(mangle)s
-    }
-    chain forward { type filter hook forward priority 0; policy drop;
-        ct state invalid counter drop
-        %(forward)s
-        ct state established,related accept
-        %(new)s
-    }
-    chain in { type nat hook prerouting priority -100;
-        %(dnat)s
-    }
-    chain out { type nat hook postrouting priority 100;
-        %(snat)s
-    }
-}
-"""
-HOOKS = ("more", "raw", "mangle", "forward", "dnat", "snat", "new")
 # What the ends' own kernels would answer to segments that are none of theirs.
 SILENT = """
 flush ruleset
@@ -46,10 +21,6 @@ table inet silent {
     }
 }
 """
-
-
-def load(fw, **rules):
-    fw.exec("nft", "-f", "-", stdin=RULES % {hook: rules.get(hook, "") for hook in HOOKS})
 
 
 @pytest.fixture(scope="module")
