@@ -8,6 +8,8 @@
 #include "basic/text.h"
 
 #define FILE_MAX_BYTES 65536
+#define THROTTLE_AUTO 80
+#define LIMIT_MAX_USEC (24 * 3600 * USEC_PER_SEC)
 
 /* getopt's values for our options start here, above every letter. */
 #define FIRST_VALUE 256
@@ -77,21 +79,53 @@ static int parse_text(const OptionSpec *spec, const char *text, json_object **re
 	return 0;
 }
 
+/* Whether @len bytes of text are one of the words "a|b|c", which end at "=", too. */
+static bool is_choice(const char *words, const char *text, size_t len)
+{
+	while (*words && *words != '=') {
+		size_t n = strcspn(words, "|=");
+
+		if (n == len && strncmp(words, text, n) == 0)
+			return true;
+		words += n + (words[n] == '|');
+	}
+	return false;
+}
+
 static int parse_choice(const OptionSpec *spec, const char *text, json_object **ret, Error **err)
 {
 	_cleanup_free_ char *right = xasprintf("one of: %s", spec->argument);
-	size_t len = strlen(text);
 
-	for (const char *p = spec->argument; *p;) {
-		size_t n = strcspn(p, "|");
+	if (!is_choice(spec->argument, text, strlen(text)))
+		return bad_value(spec, text, right, err);
+	*ret = json_object_new_string(text);
+	return 0;
+}
 
-		if (n == len && strncmp(p, text, n) == 0) {
-			*ret = json_object_new_string(text);
-			return 0;
-		}
-		p += n + (p[n] == '|');
-	}
-	return bad_value(spec, text, right, err);
+static int parse_throttle(const OptionSpec *spec, const char *text, json_object **ret, Error **err)
+{
+	uint64_t v = streq(text, "off") ? 0 : THROTTLE_AUTO;
+
+	if (!streq(text, "off") && !streq(text, "auto") && (text_parse_u64(text, &v) < 0 || v > 99))
+		return bad_value(spec, text, "off, auto, or at most so many percent: 30", err);
+	*ret = json_object_new_uint64(v);
+	return 0;
+}
+
+/* Kept as {NAME: ms}; option_value() joins several. */
+static int parse_limits(const OptionSpec *spec, const char *text, json_object **ret, Error **err)
+{
+	_cleanup_free_ char *right = xasprintf("%s, in seconds or with a unit: no-progress=30", spec->argument);
+	size_t len = strcspn(text, "=");
+	_cleanup_free_ char *name = strndup(text, len);
+	uint64_t usec;
+
+	if (!text[len] || !name || !is_choice(spec->argument, text, len) ||
+	    text_parse_duration(text + len + 1, USEC_PER_SEC, &usec) < 0 || usec < USEC_PER_MSEC ||
+	    usec > LIMIT_MAX_USEC)
+		return bad_value(spec, text, right, err);
+	*ret = json_build(name, "u", usec / USEC_PER_MSEC, NULL);
+	return 0;
 }
 
 static int parse_rate(const OptionSpec *spec, const char *text, json_object **ret, Error **err)
@@ -142,6 +176,7 @@ static const struct {
 	[OPTION_CHOICE] = {true, parse_choice}, [OPTION_RATE] = {true, parse_rate},
 	[OPTION_MSEC] = {true, parse_duration}, [OPTION_SEC] = {true, parse_duration},
 	[OPTION_FILE] = {true, parse_file},	[OPTION_LIST] = {true, parse_text},
+	[OPTION_LIMITS] = {true, parse_limits}, [OPTION_THROTTLE] = {true, parse_throttle},
 };
 static_assert(ARRAY_SIZE(kinds) == _OPTION_KIND_MAX, "a parser for each kind");
 
@@ -158,6 +193,12 @@ int option_value(const OptionSpec *spec, const char *text, json_object *values, 
 		list = json_object_new_array();
 		json_object_array_add(list, value);
 		value = list;
+	}
+	if (spec->kind == OPTION_LIMITS && json_get_object(values, spec->key, &list)) {
+		json_object_object_foreach(value, name, limit)
+			json_object_object_add(list, name, json_object_get(limit));
+		json_object_put(value);
+		return 0;
 	}
 	json_object_object_add(values, spec->key, value);
 	return 0;

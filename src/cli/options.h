@@ -16,6 +16,9 @@
  * @OPTION_RATE:   bytes a second, suffix K, M, G or T; at least 1
  * @OPTION_MSEC:   a duration, milliseconds unless it has a unit; kept in ms, at least 1
  * @OPTION_SEC:    a duration, seconds unless it has a unit; kept in s, at least 1
+ * @OPTION_THROTTLE: "off", "auto" or a percentage up to 99; a number, "auto" as 80
+ * @OPTION_LIMITS: "NAME=TIME", NAME one of the words in @argument, before its "="; may be given several times; an object
+ * of times in ms
  * @OPTION_FILE:   a file; its text is kept
  */
 typedef enum OptionKind {
@@ -28,6 +31,8 @@ typedef enum OptionKind {
 	OPTION_RATE,
 	OPTION_MSEC,
 	OPTION_SEC,
+	OPTION_THROTTLE,
+	OPTION_LIMITS,
 	OPTION_FILE,
 	_OPTION_KIND_MAX
 } OptionKind;

@@ -69,6 +69,8 @@ char *progress_text(json_object *progress)
 		add_figure(&text, "", format_msec(v), " left");
 	if (json_get_u64(progress, "predicted_pause_ms", &v))
 		add_figure(&text, "pause ~", format_msec(v), "");
+	if (json_get_u64(progress, "throttle", &v) && v > 1)
+		add_figure(&text, "slowed by ", xasprintf("%" PRIu64, v), " %");
 	return text;
 }
 

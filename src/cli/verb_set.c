@@ -10,6 +10,7 @@
 static const OptionSpec settings[] = {
 	{"bandwidth", 0, OPTION_RATE, "RATE", "bandwidth", ""},
 	{"downtime", 0, OPTION_MSEC, "MS", "downtime", ""},
+	{"throttle", 0, OPTION_THROTTLE, "PERCENT", "throttle", ""},
 	{NULL},
 };
 
@@ -23,7 +24,7 @@ static int parse_settings(char *const *words, json_object *values, Error **err)
 
 		if (!spec || !(*words)[len]) {
 			error_set(err, -EINVAL, "\"%s\" is nothing that can be set", *words);
-			error_hint(err, "bandwidth=RATE (500M) or downtime=MS (300)");
+			error_hint(err, "bandwidth=RATE (500M), downtime=MS (300) or throttle=PERCENT (30)");
 			return -EINVAL;
 		}
 		r = option_value(spec, *words + len + 1, values, err);
@@ -56,10 +57,10 @@ static void set_print(const char *name, _unused_ json_object *result)
 
 const Verb set_verb = {
 	.name = "set",
-	.args = "NAME bandwidth=RATE|downtime=MS...",
+	.args = "NAME bandwidth=RATE|downtime=MS|throttle=PERCENT...",
 	.help = "change a migration while it runs",
 	.min_args = 2,
-	.max_args = 3,
+	.max_args = 4,
 	.each = set_each,
 	.print = set_print,
 };

@@ -130,7 +130,7 @@ int do_send_finish(Move *m)
 
 	m->t.finish_sent = now_usec();
 	cookie.since_stop_usec = m->t.stop ? m->t.finish_sent - m->t.stop : 0;
-	r = source_call(m, "Finish", &finish_cookie, &cookie, m->k->conf->deadlines.finish, on_outcome_reply);
+	r = source_call(m, "Finish", &finish_cookie, &cookie, m->deadlines.finish, on_outcome_reply);
 	if (r < 0)
 		move_event(m, MOVE_EV_LINK_LOST);
 	machine_qmp(m->k, "query-migrate", NULL, on_final_figures, m);

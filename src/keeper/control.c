@@ -10,6 +10,9 @@
 #define CONTROL_PATH "/org/vmferry/vm"
 #define CONTROL_INTERFACE "org.vmferry.VM1"
 #define CLIENTS_MAX 64
+#define THROTTLE_AUTO 80
+#define THROTTLE_MAX 99
+#define DEADLINE_MAX_MS (24 * 3600 * 1000UL)
 
 /* ---- errors ---- */
 
@@ -77,7 +80,7 @@ static int reply_json(sd_bus_message *m, json_object *o)
 static int on_status(sd_bus_message *m, void *userdata, sd_bus_error *error)
 {
 	(void)error;
-	return reply_json(m, report_status(userdata));
+	return stats_status(userdata, m);
 }
 
 static int on_show(sd_bus_message *m, void *userdata, sd_bus_error *error)
@@ -131,6 +134,11 @@ static void on_stop_answer(json_object *ret, const char *error, void *userdata)
 		_cleanup_free_ char *text = xasprintf("QEMU: %s", error);
 
 		wait_failed(k, WAIT_PAUSED, "org.vmferry.Error.Failed", text);
+		return;
+	}
+	if (move_active(k->move) && move_committed(k->move->state)) {
+		wait_failed(k, WAIT_PAUSED, "org.vmferry.Error.TooLate",
+			    "too late: the guest has been handed over\nsee vmferry status for what became of it");
 		return;
 	}
 	keeper_set_state(k, VM_PAUSED, "user");
@@ -189,6 +197,7 @@ static int on_resume(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	X(bandwidth, u64)                                                                                              \
 	X(downtime, u64)                                                                                               \
 	X(timeout, u64)                                                                                                \
+	X(throttle, u64)                                                                                               \
 	X(conntrack, bool)                                                                                             \
 	X(live, bool)
 
@@ -214,10 +223,20 @@ static int read_options(sd_bus_message *m, MoveOptions *options, sd_bus_error *e
 	if (!json_object_is_type(o, json_type_object))
 		return refuse(error, "InvalidArgument", "the options are no JSON object");
 	options->conntrack = options->live = true;
+	options->throttle = THROTTLE_AUTO;
 	options->destination = xstrdup(destination);
 #define X(name, kind) READ_##kind(o, options, name);
 	MOVE_OPTION_TABLE(X)
 #undef X
+	if (options->throttle > THROTTLE_MAX)
+		return refuse(error, "InvalidArgument", "throttle is a percentage, 0 to 99");
+	for (size_t i = 0; i < N_HOST_DEADLINES; i++) {
+		_cleanup_free_ char *path = xasprintf("deadlines.%s", host_deadline_names[i]);
+		uint64_t ms;
+
+		if (json_get_u64(o, path, &ms) && ms <= DEADLINE_MAX_MS)
+			*host_deadline(&options->deadlines, i) = ms * USEC_PER_MSEC;
+	}
 	return 0;
 }
 
@@ -267,7 +286,8 @@ static int on_set(sd_bus_message *m, void *userdata, sd_bus_error *error)
 {
 	_cleanup_json_ json_object *o = NULL;
 	_cleanup_error_ Error *err = NULL;
-	uint64_t bandwidth = 0, downtime = 0;
+	uint64_t bandwidth, downtime, throttle;
+	bool b, d, t;
 	const char *text;
 	int r;
 
@@ -275,10 +295,13 @@ static int on_set(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	if (r < 0)
 		return r;
 	o = json_parse(text, strlen(text));
-	if (!json_object_is_type(o, json_type_object) ||
-	    (!json_get_u64(o, "bandwidth", &bandwidth) & !json_get_u64(o, "downtime", &downtime)))
-		return refuse(error, "InvalidArgument", "bandwidth (bytes/s) or downtime (ms) is what can be set");
-	r = perform_set(userdata, bandwidth, downtime, &err);
+	b = json_get_u64(o, "bandwidth", &bandwidth) && bandwidth > 0;
+	d = json_get_u64(o, "downtime", &downtime) && downtime > 0;
+	t = json_get_u64(o, "throttle", &throttle) && throttle <= THROTTLE_MAX;
+	if (!b && !d && !t)
+		return refuse(error, "InvalidArgument",
+			      "bandwidth (bytes/s), downtime (ms) or throttle (%) is what can be set");
+	r = perform_set(userdata, b ? &bandwidth : NULL, d ? &downtime : NULL, t ? &throttle : NULL, &err);
 	return r < 0 ? bus_error(error, "Failed", err) : sd_bus_reply_method_return(m, "");
 }
 

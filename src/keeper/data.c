@@ -213,7 +213,7 @@ static int start_tunnel(Data *d, Error **err)
 		.how = {.ssh = m->opt.ssh ? m->opt.ssh : getenv("VMFERRY_SSH"),
 			.ssh_auth_sock = m->opt.ssh_auth_sock,
 			.remote_command = m->opt.remote_command ? m->opt.remote_command : m->k->conf->remote_command},
-		.connect_usec = m->k->conf->deadlines.connect,
+		.connect_usec = m->deadlines.connect,
 		.expect_token = m->prepared.token ? m->prepared.token : "",
 	};
 
@@ -238,7 +238,7 @@ static int on_timeout(sd_event_source *source, uint64_t usec, void *userdata)
 static int start(Data *d, Error **err)
 {
 	Move *m = d->m;
-	uint64_t limit = streq(m->transport, "ssh") ? m->k->conf->deadlines.connect : READY_USEC;
+	uint64_t limit = streq(m->transport, "ssh") ? m->deadlines.connect : READY_USEC;
 	int r;
 
 	if (streq(m->transport, "tunnel"))

@@ -406,6 +406,7 @@ static int open_all(Keeper *k, Error **err)
 	if (r < 0)
 		return r;
 	k->move = move_new(k);
+	k->stats = stats_new(k);
 	return peer_open(k, err);
 }
 
@@ -436,6 +437,7 @@ static void keeper_free(Keeper *k)
 	sd_event_source_disable_unref(k->idle_timer);
 	sd_bus_flush_close_unref(k->systemd_bus);
 	qemu_process_free(k->qemu);
+	k->stats = stats_free(k->stats);
 	json_object_put(k->last_result);
 	journal_free(k->journal);
 	vm_definition_free(k->def);

@@ -44,6 +44,7 @@ int vm_state_from_string(const char *s);
 typedef struct Keeper Keeper;
 typedef struct Move Move;
 typedef struct Data Data;
+typedef struct Stats Stats;
 
 /* A control call that is answered later. */
 typedef enum WaitFor { WAIT_OFF, WAIT_PAUSED, WAIT_RUNNING, WAIT_CANCEL } WaitFor;
@@ -119,6 +120,7 @@ struct Keeper {
 	Console *console;
 
 	Move *move; /* never NULL */
+	Stats *stats;
 	json_object *last_result;
 	sd_event_source *idle_timer;
 	sd_bus *systemd_bus;
@@ -186,6 +188,18 @@ int bus_error(sd_bus_error *error, const char *kind, const Error *err);
 void bus_reply_error(sd_bus_message *m, const char *kind, const Error *err);
 /** bus_error_read() - the other way: what an error reply says. Return: its code as negative errno, @err set */
 int bus_error_read(sd_bus_message *reply, const char *what, Error **err);
+
+/* ---- stats.c ---- */
+Stats *stats_new(Keeper *k);
+Stats *stats_free(Stats *stats);
+/** stats_status() - answer Status, now or when QEMU has said how its disks are. Return: as a vtable method */
+int stats_status(Keeper *k, sd_bus_message *m);
+/** stats_refresh() - ask QEMU for the figures */
+void stats_refresh(Keeper *k);
+/** stats_disks() - what is known: {age_ms, disks}; NULL: nothing */
+json_object *stats_disks(const Stats *stats);
+/** stats_forget() - QEMU is gone */
+void stats_forget(Stats *stats);
 
 /* ---- console.c ---- */
 int console_open(Keeper *k, Error **err);

@@ -60,6 +60,7 @@ static void gone(Keeper *k)
 	k->qemu_exit = sd_event_source_disable_unref(k->qemu_exit);
 	k->qmp_usable = false;
 	k->qmp = k->qmp ? qmp_free(k->qmp) : NULL;
+	stats_forget(k->stats);
 	k->console = console_free(k->console);
 	qemu_process_free(TAKE_PTR(k->qemu));
 	if (dir_remove(dir) < 0)

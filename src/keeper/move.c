@@ -107,7 +107,7 @@ void move_warn(Move *m, const char *fmt, ...)
 
 static uint64_t deadline_usec(const Move *m)
 {
-	const HostDeadlines *d = &m->k->conf->deadlines;
+	const HostDeadlines *d = &m->deadlines;
 
 	switch (move_state_deadline(m->state)) {
 	case MOVE_DEADLINE_NONE:
@@ -153,7 +153,7 @@ static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 	if (m->state == MOVE_S_HOLD && !(m->facts & MOVE_FACT_TARGET_ACTIVE))
 		perform_silent(m, &err);
 	error_set(&err, -ETIMEDOUT, "%s within %.1f s", what, (double)deadline_usec(m) / (double)USEC_PER_SEC);
-	error_hint(&err, "the limits are deadlines {} in host.conf");
+	error_hint(&err, "the limits are deadlines {} in host.conf, or --deadline");
 	if (!move_committed(m->state))
 		move_error(m, TAKE_PTR(err));
 	move_event(m, MOVE_EV_DEADLINE);
@@ -316,6 +316,7 @@ void move_user_paused(Move *m, bool paused)
 	if (!move_active(m))
 		return;
 	m->was_running = !paused;
+	m->was_reason = paused ? "user" : "unpaused";
 	move_fact(m, MOVE_FACT_WAS_RUNNING, !paused);
 }
 
@@ -332,8 +333,8 @@ void move_qemu_event(Move *m, const char *name, json_object *data, uint64_t at)
 		m->t.resumed = at;
 		if (move_is_target(m))
 			return;
-		/* A cancelled or failed migration resumes by itself. */
-		keeper_set_state(m->k, VM_RUNNING, "migration cancelled");
+		/* A person; or a cancelled or failed migration, which resumes by itself. */
+		keeper_set_state(m->k, VM_RUNNING, move_user_may_pause(m) ? "unpaused" : "migration cancelled");
 		wait_done(m->k, WAIT_RUNNING);
 	} else if (streq(name, "MIGRATION") && json_get_string(data, "status", &status)) {
 		log_debug("QEMU: migration %s", status);
@@ -351,6 +352,7 @@ Move *move_new(Keeper *k)
 	Move *m = xcalloc(1, sizeof(*m));
 
 	m->k = k;
+	m->deadlines = k->conf->deadlines;
 	m->prove_fd = -1;
 	m->state = MOVE_S_IDLE;
 	return m;
@@ -405,6 +407,7 @@ void move_reset(Move *m)
 		      .facts = m->facts & (MOVE_FACT_ALIVE | MOVE_FACT_OWNER),
 		      .draining = m->draining,
 		      .queued = m->queued,
+		      .deadlines = m->k->conf->deadlines,
 		      .prove_fd = -1};
 
 	memcpy(fresh.queue, m->queue, sizeof(m->queue));

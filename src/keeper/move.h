@@ -14,6 +14,8 @@ typedef struct MoveOptions {
 	uint64_t bandwidth; /* bytes/s, 0: no limit */
 	uint64_t downtime;  /* ms */
 	uint64_t timeout;   /* s, 0: none */
+	uint64_t throttle;  /* %, how much of its time a guest that writes too fast may lose; 0: nothing */
+	HostDeadlines deadlines; /* 0: host.conf's */
 	bool conntrack, live;
 	bool check_only; /* vmferry check */
 } MoveOptions;
@@ -44,6 +46,7 @@ struct Move {
 	bool draining;
 	char id[33];
 	MoveOptions opt;
+	HostDeadlines deadlines;
 	MoveTimes t;
 	struct {
 		const char *name;
@@ -87,6 +90,9 @@ struct Move {
 	uint64_t progress_at, progress_transferred, converge_since;
 	bool warned_converge;
 	uint64_t downtime_now; /* ms, the limit QEMU has; it is raised to what is allowed */
+	uint64_t throttle_now; /* %, what QEMU may take now, and what it takes */
+	uint64_t throttled, throttle_syncs;
+	bool can_throttle;
 
 	/* connections */
 	CtSelect *select;
@@ -168,8 +174,8 @@ int do_send_prepare(Move *m);
 void move_options_clear(MoveOptions *options);
 
 /* ---- perform.c: Perform and the switch ---- */
-/** migration_capabilities() - arguments of migrate-set-capabilities; both sides set the same */
-json_object *migration_capabilities(bool multifd);
+/** migration_capabilities() - arguments of migrate-set-capabilities; both sides set the same, @throttle is the source's */
+json_object *migration_capabilities(bool multifd, bool throttle);
 int do_open_data(Move *m);
 int do_preallocate(Move *m);
 int do_start_migrate(Move *m);
@@ -180,7 +186,9 @@ void perform_hold(Move *m);
 void perform_stop(Move *m);
 /** perform_silent() - set the error for a data channel whose far end takes nothing in */
 void perform_silent(const Move *m, Error **err);
-int perform_set(Keeper *k, uint64_t bandwidth, uint64_t downtime_ms, Error **err);
+/** perform_set() - change limits while it runs; NULL: as it is. Return: 0, or negative errno with @err set */
+int perform_set(Keeper *k, const uint64_t *bandwidth, const uint64_t *downtime_ms, const uint64_t *throttle,
+		Error **err);
 
 /* ---- follow.c: connections on the source ---- */
 void follow_start(Move *m);

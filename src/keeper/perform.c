@@ -15,6 +15,9 @@
 #define PROGRESS_USEC (500 * USEC_PER_MSEC)
 #define DOWNTIME_DEFAULT_MS 300
 #define DOWNTIME_FIRST_MS 50
+#define THROTTLE_NONE 1 /* the least there is */
+#define THROTTLE_FIRST 20
+#define THROTTLE_STEP 10
 #define BANDWIDTH_UNLIMITED ((uint64_t)1 << 40)
 #define DATA_FD_NAME "vmferry-data"
 
@@ -45,29 +48,40 @@ static void setup_command(Move *m, const char *command, json_object *arguments)
 }
 
 /* Every capability we care about, so that nothing of an earlier attempt is left. */
+enum { ALWAYS = 1, MULTIFD = 2, THROTTLE = 4 };
 static const struct {
 	const char *name;
-	bool always, multifd;
+	unsigned int when;
 } capabilities[] = {
-	{"return-path", true, false}, {"pause-before-switchover", true, false},
-	{"events", true, false},      {"late-block-activate", true, false},
-	{"multifd", false, true},
+	{"return-path", ALWAYS},	 {"pause-before-switchover", ALWAYS}, {"events", ALWAYS},
+	{"late-block-activate", ALWAYS}, {"multifd", MULTIFD},		      {"auto-converge", THROTTLE},
 };
 
-json_object *migration_capabilities(bool multifd)
+json_object *migration_capabilities(bool multifd, bool throttle)
 {
+	unsigned int wanted = ALWAYS | (multifd ? (unsigned int)MULTIFD : 0) | (throttle ? (unsigned int)THROTTLE : 0);
 	json_object *list = json_object_new_array();
 
 	for (size_t i = 0; i < ARRAY_SIZE(capabilities); i++)
 		json_object_array_add(list,
 				      json_build("capability", "s", capabilities[i].name, "state", "b",
-						 capabilities[i].always || (capabilities[i].multifd && multifd), NULL));
+						 (capabilities[i].when & wanted) != 0, NULL));
 	return json_build("capabilities", "o", list, NULL);
 }
 
 static uint64_t downtime_limit(const Move *m)
 {
 	return m->opt.downtime ? m->opt.downtime : DOWNTIME_DEFAULT_MS;
+}
+
+/*
+ * QEMU's own auto-converge decides when; how much is ours to say, so that it begins when the longest pause allowed is not
+ * enough: until then as little as it can take, and later at once what we say.
+ */
+static void add_throttle(json_object *o, uint64_t percent)
+{
+	json_extend(o, "cpu-throttle-initial", "u", percent, "cpu-throttle-increment", "u", (uint64_t)99,
+		    "max-cpu-throttle", "u", percent, NULL);
 }
 
 static json_object *parameters(const Move *m, const char *tls)
@@ -78,6 +92,8 @@ static json_object *parameters(const Move *m, const char *tls)
 
 	if (streq(m->transport, "tls") || streq(m->transport, "tcp"))
 		json_extend(o, "multifd-channels", "u", (uint64_t)2, NULL);
+	if (m->opt.throttle)
+		add_throttle(o, THROTTLE_NONE);
 	return o;
 }
 
@@ -123,6 +139,7 @@ int do_open_data(Move *m)
 	int r = 0;
 
 	m->qmp_pending = 1; /* held until all is on its way */
+	m->can_throttle = m->opt.throttle > 0;
 	m->downtime_now = downtime_limit(m) < DOWNTIME_FIRST_MS ? downtime_limit(m) : DOWNTIME_FIRST_MS;
 	if (streq(m->transport, "tls")) {
 		json_object *object;
@@ -134,7 +151,7 @@ int do_open_data(Move *m)
 		}
 	}
 	if (r >= 0) {
-		setup_command(m, "migrate-set-capabilities", migration_capabilities(direct));
+		setup_command(m, "migrate-set-capabilities", migration_capabilities(direct, m->opt.throttle > 0));
 		setup_command(m, "migrate-set-parameters", parameters(m, tls ? tls : ""));
 	}
 	free(TAKE_PTR(m->uri));
@@ -268,8 +285,28 @@ static void check_converging(Move *m, uint64_t syncs)
 	move_warn(m,
 		  "the guest writes %" PRIu64 " MiB/s and the way carries %" PRIu64
 		  " MiB/s: it does not converge, the pause now would be %" PRIu64 " ms (limit %" PRIu64
-		  " ms; raise it with vmferry set %s downtime=...)",
-		  m->dirty_rate >> 20, m->rate >> 20, m->predicted_pause_ms, downtime_limit(m), m->k->name);
+		  " ms; raise it with vmferry set %s downtime=...)%s",
+		  m->dirty_rate >> 20, m->rate >> 20, m->predicted_pause_ms, downtime_limit(m), m->k->name,
+		  m->opt.throttle ? "; the guest is slowed down" : "");
+}
+
+/* The last step before giving up: once more of the guest's time with each second look at its memory. */
+static void throttle(Move *m, uint64_t syncs)
+{
+	json_object *o;
+
+	if (m->state != MOVE_S_PERFORM || syncs < 4 || syncs < m->throttle_syncs + 2 ||
+	    m->downtime_now < downtime_limit(m) || m->predicted_pause_ms <= downtime_limit(m) ||
+	    m->throttle_now >= m->opt.throttle)
+		return;
+	m->throttle_syncs = syncs;
+	m->throttle_now = m->throttle_now ? m->throttle_now + THROTTLE_STEP : THROTTLE_FIRST;
+	if (m->throttle_now > m->opt.throttle)
+		m->throttle_now = m->opt.throttle;
+	log_info("the guest is throttled: it may lose %" PRIu64 " %% of its time", m->throttle_now);
+	o = json_object_new_object();
+	add_throttle(o, m->throttle_now);
+	machine_qmp(m->k, "migrate-set-parameters", o, NULL, NULL);
 }
 
 /* QEMU switches as soon as what is left fits the limit: a low one first, and more only if the guest needs it. */
@@ -308,8 +345,11 @@ static void on_figures(json_object *ret, const char *error, void *userdata)
 	m->progress_at = now;
 	if (m->rate)
 		m->predicted_pause_ms = m->ram_remaining * 1000 / m->rate;
+	m->throttled = 0;
+	(void)json_get_u64(ret, "cpu-throttle-percentage", &m->throttled);
 	raise_downtime(m, syncs);
 	check_converging(m, syncs);
+	throttle(m, syncs);
 	text = report_progress(m);
 	control_emit_text(m->k, "Progress", json_text(text));
 	json_object_put(text);
@@ -321,6 +361,7 @@ static int on_progress(sd_event_source *source, uint64_t usec, void *userdata)
 
 	(void)usec;
 	machine_qmp(m->k, "query-migrate", NULL, on_figures, m);
+	stats_refresh(m->k);
 	sd_event_source_set_time_relative(source, PROGRESS_USEC);
 	sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 	return 0;
@@ -387,7 +428,7 @@ void perform_hold(Move *m)
 		m->t.stop = m->t.hold; /* a paused guest does not stop */
 	if (!(m->facts & MOVE_FACT_FOLLOW_DONE))
 		(void)sd_event_add_time(m->k->event, &m->hold_timer, CLOCK_MONOTONIC,
-					m->t.stop + m->k->conf->deadlines.gate, 1, on_hold_over, m);
+					m->t.stop + m->deadlines.gate, 1, on_hold_over, m);
 }
 
 static void on_continue_reply(json_object *ret, const char *error, void *userdata)
@@ -446,23 +487,38 @@ void perform_migration_event(Move *m, const char *status)
 	}
 }
 
-int perform_set(Keeper *k, uint64_t bandwidth, uint64_t downtime_ms, Error **err)
+static void set_throttle(Move *m, json_object *parameters, uint64_t percent)
+{
+	m->opt.throttle = percent;
+	m->throttle_now = m->throttle_now < percent ? m->throttle_now : percent;
+	add_throttle(parameters, m->throttle_now ? m->throttle_now : THROTTLE_NONE);
+}
+
+int perform_set(Keeper *k, const uint64_t *bandwidth, const uint64_t *downtime_ms, const uint64_t *throttle_percent,
+		Error **err)
 {
 	Move *m = k->move;
 	json_object *o;
 
 	if (!move_active(m) || move_is_target(m) || move_committed(m->state))
 		return error_set(err, -ESRCH, "no migration is under way from this host");
+	if (throttle_percent && *throttle_percent && m->state >= MOVE_S_OPEN && !m->can_throttle) {
+		error_set(err, -EINVAL, "the migration was started with --throttle=off: QEMU cannot begin with it now");
+		error_hint(err, "raise the pause: downtime=MS; or cancel, and migrate again");
+		return -EINVAL;
+	}
 	o = json_object_new_object();
 	if (bandwidth) {
-		m->opt.bandwidth = bandwidth;
-		json_extend(o, "max-bandwidth", "u", bandwidth, NULL);
+		m->opt.bandwidth = *bandwidth;
+		json_extend(o, "max-bandwidth", "u", *bandwidth, NULL);
 	}
 	if (downtime_ms) {
-		m->opt.downtime = m->downtime_now = downtime_ms;
-		json_extend(o, "downtime-limit", "u", downtime_ms, NULL);
+		m->opt.downtime = m->downtime_now = *downtime_ms;
+		json_extend(o, "downtime-limit", "u", *downtime_ms, NULL);
 	}
-	log_info("set: bandwidth=%" PRIu64 " downtime=%" PRIu64, bandwidth, downtime_ms);
+	if (throttle_percent)
+		set_throttle(m, o, *throttle_percent);
+	log_info("set: %s", json_text(o));
 	machine_qmp(k, "migrate-set-parameters", o, NULL, NULL);
 	return 0;
 }

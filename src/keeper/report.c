@@ -131,7 +131,7 @@ json_object *report_progress(Move *m)
 			  "percent", "u", m->ram_total ? done * 100 / m->ram_total : (uint64_t)0, "transferred", "u",
 			  m->ram_transferred, "remaining", "u", m->ram_remaining, "total", "u", m->ram_total, "rate",
 			  "u", m->rate, "dirty_rate", "u", m->dirty_rate, "left_ms", "u", left, "predicted_pause_ms",
-			  "u", m->predicted_pause_ms, "transport", "s", m->transport, "conntrack_followed", "u",
+			  "u", m->predicted_pause_ms, "downtime_limit", "u", m->downtime_now, "throttle", "u", m->throttled, "transport", "s", m->transport, "conntrack_followed", "u",
 			  ct.entries, "elapsed_ms", "u", between(m->t.begun, now_usec()) / 1000, NULL);
 }
 
@@ -182,6 +182,8 @@ json_object *report_status(Keeper *k)
 
 	if (k->qemu)
 		json_extend(o, "pid", "u", (uint64_t)k->qemu->pid, NULL);
+	if (k->qemu)
+		json_extend(o, "block", "o", stats_disks(k->stats), NULL);
 	if (move_active(m))
 		json_extend(o, "migration", "o", report_progress(m), NULL);
 	if (k->last_result)

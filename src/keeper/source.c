@@ -115,6 +115,17 @@ static int on_timeout(sd_event_source *source, uint64_t usec, void *userdata)
 	return 0;
 }
 
+/* What host.conf says, but for what this migration's options say. */
+static void take_deadlines(Move *m)
+{
+	for (size_t i = 0; i < N_HOST_DEADLINES; i++) {
+		uint64_t usec = *host_deadline(&m->opt.deadlines, i);
+
+		if (usec)
+			*host_deadline(&m->deadlines, i) = usec;
+	}
+}
+
 int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **err)
 {
 	Move *m = k->move;
@@ -136,6 +147,7 @@ int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **e
 	}
 	m->opt = *options;
 	*options = (MoveOptions){};
+	take_deadlines(m);
 	r = destination_parse(m->opt.destination, &m->dest, err);
 	if (r >= 0)
 		r = take_definition(m, err);
@@ -209,8 +221,8 @@ int source_connect(Move *m, Error **err)
 		.how = {.ssh = m->opt.ssh ? m->opt.ssh : getenv("VMFERRY_SSH"),
 			.ssh_auth_sock = m->opt.ssh_auth_sock,
 			.remote_command = m->opt.remote_command ? m->opt.remote_command : conf->remote_command},
-		.connect_usec = conf->deadlines.connect,
-		.silence_usec = conf->deadlines.link,
+		.connect_usec = m->deadlines.connect,
+		.silence_usec = m->deadlines.link,
 		.want = direct_want,
 		.want_userdata = m->k,
 	};
@@ -343,7 +355,7 @@ int do_hello(Move *m)
 
 	(void)sd_bus_match_signal_async(bus, NULL, NULL, PEER_PATH, PEER_INTERFACE, "Log", on_remote_log, NULL, m);
 	(void)sd_bus_match_signal_async(bus, NULL, NULL, PEER_PATH, PEER_INTERFACE, "Receiving", on_receiving, NULL, m);
-	return source_call(m, "Hello", &hello_cookie, &hello, conf->deadlines.prepare, on_hello_reply);
+	return source_call(m, "Hello", &hello_cookie, &hello, m->deadlines.prepare, on_hello_reply);
 }
 
 /* ---- the transport ---- */
@@ -589,7 +601,7 @@ int do_send_prepare(Move *m)
 		.qemu_version = k->qemu_version,
 		.check_only = m->opt.check_only,
 	};
-	r = source_call(m, "Prepare", &prepare_cookie, &cookie, k->conf->deadlines.prepare, on_prepare_reply);
+	r = source_call(m, "Prepare", &prepare_cookie, &cookie, m->deadlines.prepare, on_prepare_reply);
 	if (r < 0)
 		drop_probes(m);
 	else if (m->follow_wanted)

@@ -204,7 +204,7 @@ void move_qemu_ready(Move *m)
 	parameters = json_build("tls-creds", "s", tls ? tls : "", NULL);
 	if (m->prepare.channels)
 		json_extend(parameters, "multifd-channels", "u", m->prepare.channels, NULL);
-	machine_qmp(m->k, "migrate-set-capabilities", migration_capabilities(m->prepare.channels > 0), on_setup_reply,
+	machine_qmp(m->k, "migrate-set-capabilities", migration_capabilities(m->prepare.channels > 0, false), on_setup_reply,
 		    m);
 	machine_qmp(m->k, "migrate-set-parameters", parameters, on_set_up, m);
 }
@@ -220,7 +220,7 @@ static int on_nothing_came(sd_event_source *source, uint64_t usec, void *userdat
 	if (m->state != MOVE_T_WAIT)
 		return 0;
 	error_set(&err, -ETIMEDOUT, "no memory of the guest began to arrive within %.1f s",
-		  (double)m->k->conf->deadlines.prepare / (double)USEC_PER_SEC);
+		  (double)m->deadlines.prepare / (double)USEC_PER_SEC);
 	move_error(m, err);
 	move_event(m, MOVE_EV_DEADLINE);
 	return 0;
@@ -250,7 +250,7 @@ int do_prepare_reply(Move *m)
 	m->prepare_message = sd_bus_message_unref(m->prepare_message);
 	if (!(m->facts & MOVE_FACT_OFFLINE))
 		(void)sd_event_add_time_relative(m->k->event, &m->timeout, CLOCK_MONOTONIC,
-						 m->k->conf->deadlines.prepare, 0, on_nothing_came, m);
+						 m->deadlines.prepare, 0, on_nothing_came, m);
 	return r;
 }
 
@@ -342,7 +342,7 @@ static int on_gate_over(sd_event_source *source, uint64_t usec, void *userdata)
 
 int do_arm_gate(Move *m)
 {
-	uint64_t gate = m->k->conf->deadlines.gate;
+	uint64_t gate = m->deadlines.gate;
 
 	if (m->facts & MOVE_FACT_BARRIER_DONE)
 		return 0;

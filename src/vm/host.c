@@ -56,6 +56,10 @@ static const ConfSection receive_section = {
 									     .scale = USEC_PER_SEC, .fallback = usual  \
 	}
 
+const char *const host_deadline_names[] = {"connect", "prepare", "no-progress", "switchover", "finish", "gate", "link"};
+static_assert(ARRAY_SIZE(host_deadline_names) == N_HOST_DEADLINES, "a name for every deadline");
+static_assert(offsetof(HostDeadlines, link) == 6 * sizeof(uint64_t), "in their order");
+
 static const ConfKey deadlines_keys[] = {
 	SECONDS("connect", connect, 600, "15"),
 	SECONDS("prepare", prepare, 600, "30"),

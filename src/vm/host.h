@@ -29,6 +29,14 @@ typedef struct HostDeadlines {
 	uint64_t link;	      /* a peer silent for so long is a cut link: 10 s */
 } HostDeadlines;
 
+/* All members of HostDeadlines, by number and by name: "connect", "no-progress" ... */
+#define N_HOST_DEADLINES (sizeof(HostDeadlines) / sizeof(uint64_t))
+static inline uint64_t *host_deadline(HostDeadlines *deadlines, size_t i)
+{
+	return (uint64_t *)deadlines + i;
+}
+extern const char *const host_deadline_names[N_HOST_DEADLINES];
+
 typedef struct HostReceive {
 	char **peers;	      /* host ids or names that may send VMs; NULL: any that can log in */
 	char **prefixes;      /* guest addresses must lie in one of these ("10.0.0.0/24"); NULL: any */

@@ -162,7 +162,10 @@ def test_verb_help(host, verb):
     (["migrate", "web1", "exec:"], "no command"), (["migrate", "web1", "exec:a 'b"], "no command"),
     (["migrate", "web1", "b", "--bandwidth=fast"], "--bandwidth"), (["migrate", "web1", "b", "--bandwidth=0"], "0"),
     (["migrate", "web1", "b", "--downtime=x"], "--downtime"), (["migrate", "web1", "b", "--timeout="], "--timeout"),
-    (["migrate", "web1", "b", "--conntrack=maybe"], "--conntrack"),
+    (["migrate", "web1", "b", "--conntrack=maybe"], "--conntrack"), (["migrate", "web1", "b", "--throttle=100"], "--throttle"),
+    (["migrate", "web1", "b", "--throttle=x"], "--throttle"), (["migrate", "web1", "b", "--deadline=5"], "--deadline"),
+    (["migrate", "web1", "b", "--deadline=perform=5"], "--deadline"), (["migrate", "web1", "b", "--deadline=link=0"], "--deadline"),
+    (["migrate", "web1", "b", "--deadline=link=2d"], "--deadline"), (["set", "web1", "throttle=1000"], "--throttle"),
     (["migrate", "web1", "b", "--transport=pigeon"], "--transport"),
     (["migrate", "web1", "b", "--to-definition=/nonexistent"], "/nonexistent"),
     (["migrate", "web1", "b", "--indirect"], "unknown option"), (["migrate", "web1", "b", "--timeout"], "needs a value"),
@@ -353,10 +356,12 @@ def test_migrate_options(host):
     host.env |= {"VMFERRY_SSH": "ssh -F x", "SSH_AUTH_SOCK": "/tmp/agent"}
     host.keeper(**migration(["Finished", RESULT]))
     words = ["--transport=tcp", "--data-address=fd00::1", "--bandwidth=500M", "--downtime=300", "--timeout=5m",
-             "--conntrack=off", "--no-live", "--remote-command=sudo vmferry receive", f"--to-definition={definition}"]
+             "--conntrack=off", "--no-live", "--remote-command=sudo vmferry receive", f"--to-definition={definition}",
+             "--throttle=auto", "--deadline=link=7", "--deadline=gate=300ms", "--deadline=link=8"]
     assert host("migrate", "web1", "ssh://root@b:22", "--progress=none", *words).status == 0
     given = {"transport": "tcp", "data_address": "fd00::1", "bandwidth": 500 << 20, "downtime": 300, "timeout": 300,
-             "conntrack": False, "live": False, "remote_command": "sudo vmferry receive", "to_definition": "cpus = 2\n"}
+             "conntrack": False, "live": False, "remote_command": "sudo vmferry receive", "to_definition": "cpus = 2\n",
+             "throttle": 80, "deadlines": {"link": 8000, "gate": 300}}
     method, dest, options = host.calls()[0]
     assert (method, dest) == ("Migrate", "ssh://root@b:22")
     assert json.loads(options) == given | {"ssh": "ssh -F x", "ssh_auth_sock": "/tmp/agent"}

@@ -115,6 +115,7 @@ def test_data_goes_directly_where_it_can(bed, home, probe):
     home.swap()
 
 
+@pytest.mark.long
 def test_keeper_is_killed(bed, home, probe):
     """It comes back and gives up the migration; the client sees it through the same door."""
     mover = home.slow()
@@ -143,12 +144,14 @@ def test_cancel(bed, home, probe):
     assert result["status"] == "cancelled" and result["guest"] == "running here"
 
 
+@pytest.mark.long
 def test_interrupt_cancels(bed, home, probe):
     mover = home.slow()
     mover.send_signal(signal.SIGINT)
     assert ended(mover, 1)["status"] == "cancelled"
 
 
+@pytest.mark.long
 def test_tuned_while_it_runs(bed, home, probe):
     mover = home.slow()
     home.here.vmferry("set", NAME, "bandwidth=1G")
@@ -197,6 +200,7 @@ def test_wrong_source(bed, home):
     assert done.returncode == 1 and "nobody" in done.stderr, done
 
 
+@pytest.mark.long
 def test_offline(bed, home):
     home.here.define("cold", Guest(7))
     done = bed.operator.run("vmferry", "-H", home.here.ssh, "migrate", "cold", home.there.ssh, "--direct", "--json")
@@ -205,7 +209,10 @@ def test_offline(bed, home):
 
 
 @pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
-@pytest.mark.parametrize("point", ["OPEN_DATA:before", "LAST_DELTA:before", "JOURNAL_COMMIT:after", "SEND_FINISH:after"])
+@pytest.mark.parametrize("point", [
+    pytest.param("OPEN_DATA:before", marks=pytest.mark.long), "LAST_DELTA:before",
+    pytest.param("JOURNAL_COMMIT:after", marks=pytest.mark.long), "SEND_FINISH:after",
+])
 def test_client_machine_is_lost(bed, home, probe, point):
     """All that the client has begun is killed at once; the link is cut with it. Then another client settles it."""
     (home.here.runtime / "fault").write_text(f"{point}:link\n")

@@ -175,7 +175,7 @@ def test_does_not_converge(bed, home, probe):
     bed.ask(Guest(), "dirty 60")
     try:
         mover = home[0].popen("vmferry", "migrate", "web1", home[1].exec_destination(), "--transport=tcp", "--bandwidth=30M",
-                              "--downtime=1", "--timeout=14", "--json", "--progress=none", stdout=subprocess.PIPE,
+                              "--downtime=1", "--timeout=14", "--throttle=off", "--json", "--progress=none", stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, text=True)
         result = ended(mover, 1, limit=40)
     finally:

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One wait loop for all transports: figures, pause, limits, throttle and cancel while memory moves, and its deadlines."""
+
+import contextlib
+import os
+import signal
+import subprocess
+
+import pytest
+
+from test_running import LOADED, ended, wait_until
+from testbed import Guest, Testbed, section
+
+NAME = "web1"
+
+
+@pytest.fixture(scope="module")
+def bed():
+    with Testbed() as bed:
+        yield bed
+
+
+@pytest.fixture(scope="module")
+def home(bed):
+    """[host, other]; web1 has a disk that both see."""
+    image = bed.dir / "vda"
+    image.write_bytes(bytes(1 << 20))
+    image.chmod(0o666)
+    disk = section("disk vda", file=image, format="raw", cache="none", shared=True)
+    bed.a.start(NAME, Guest(), memory="192M", text=disk)
+    bed.ask(Guest(), LOADED)
+    return [bed.a, bed.b]
+
+
+@pytest.fixture(autouse=True)
+def tidy(bed, home):
+    """After each test the guest runs on one host, its connection lives, and the other host is clean."""
+    with bed.probe(f"ping,{Guest().ip4}") as probe:
+        probe.mark()
+        yield
+        probe.assert_alive()
+    assert home[0].status(NAME)["state"] == "running"
+    assert home[1].wait_clean() == []
+
+
+def migration(home):
+    return (home[0].status(NAME) or {}).get("migration") or {}
+
+
+@contextlib.contextmanager
+def moving(home, *options, ssh=False):
+    """A migration in the background, once it copies memory."""
+    here, there = home
+    to = there.ssh if ssh else there.exec_destination()
+    mover = here.popen("vmferry", "migrate", NAME, to, "--json", "--progress=none", *options, stdout=subprocess.PIPE,
+                       stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: migration(home).get("state") == "perform" or mover.poll() is not None, limit=30)
+    assert mover.poll() is None, mover.communicate()
+    yield mover
+
+
+def test_disks_when_nothing_moves(home):
+    block = home[0].status(NAME)["block"]
+    disk = block["disks"][0]
+    assert disk["id"] == "vda" and disk["reads"] > 0 and disk["read_bytes"] > 0 and disk["failed_reads"] == 0, disk
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls", "ssh", "tunnel"])
+def test_every_transport(home, transport):
+    here, there = home
+    with moving(home, f"--transport={transport}", "--bandwidth=4M", ssh=True) as mover:
+        assert migration(home)["transport"] == transport
+        here.vmferry("set", NAME, "downtime=200", "bandwidth=8M")
+        wait_until(lambda: migration(home).get("transferred", 0) > 0)
+        seen = migration(home)["transferred"]
+        wait_until(lambda: migration(home).get("transferred", 0) > seen)
+        assert here.status(NAME)["block"]["disks"][0]["reads"] > 0
+        here.vmferry("pause", NAME)
+        assert here.status(NAME)["state"] == "paused" and migration(home)["state"] == "perform"
+        here.vmferry("resume", NAME)
+        here.vmferry("cancel", NAME)
+        result = ended(mover, 1)
+    assert (result["status"], result["guest"], result["transport"]) == ("cancelled", "running here", transport)
+    assert there.wait_clean() == []
+
+
+def test_status_does_not_ask(home):
+    """While memory moves Status is answered from what is known: also by a QEMU that cannot answer."""
+    here, _ = home
+    with moving(home, "--transport=tcp", "--bandwidth=4M") as mover:
+        wait_until(lambda: (here.status(NAME).get("block") or {}).get("age_ms", 10000) < 1000)
+        pid = here.status(NAME)["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            first, second = here.status(NAME), here.status(NAME)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert first["block"]["disks"] == second["block"]["disks"] and second["block"]["age_ms"] >= first["block"]["age_ms"]
+        here.vmferry("cancel", NAME)
+        ended(mover, 1)
+
+
+def test_paused_and_cancelled(home):
+    """A person's pause outlives the migration that failed."""
+    here, _ = home
+    with moving(home, "--transport=tcp", "--bandwidth=4M") as mover:
+        here.vmferry("pause", NAME)
+        here.vmferry("cancel", NAME)
+        assert ended(mover, 1)["guest"] == "paused"
+    assert (here.status(NAME)["state"], here.status(NAME)["reason"]) == ("paused", "user")
+    here.vmferry("resume", NAME)
+
+
+def test_throttle(bed, home):
+    """A guest that writes too fast: a longer pause up to the limit, then less and less time for it, as far as is allowed."""
+    here, _ = home
+    bed.ask(Guest(), "dirty 60")
+    try:
+        with moving(home, "--transport=tcp", "--bandwidth=30M", "--downtime=100", "--throttle=30") as mover:
+            wait_until(lambda: migration(home).get("throttle", 0) >= 20, limit=60)
+            now = migration(home)
+            assert now["downtime_limit"] == 100 and now["predicted_pause_ms"] > 100 and now["dirty_rate"] > 0, now
+            wait_until(lambda: migration(home).get("throttle", 0) == 30, limit=60)
+            here.vmferry("set", NAME, "throttle=off")
+            wait_until(lambda: migration(home).get("throttle", 99) <= 1, limit=30)
+            here.vmferry("set", NAME, "downtime=20s")
+            result = ended(mover, 0, limit=60)
+    finally:
+        bed.ask(Guest(), "stop")
+    assert any("slowed down" in warning for warning in result["warnings"]), result
+    home.reverse()
+
+
+def test_no_throttle(home):
+    here, _ = home
+    with moving(home, "--transport=tcp", "--bandwidth=4M", "--throttle=off") as mover:
+        refused = here.vmferry("set", NAME, "throttle=30", check=False)
+        assert refused.returncode == 1 and "--throttle=off" in refused.stderr, refused
+        here.vmferry("cancel", NAME)
+        ended(mover, 1)
+
+
+def test_deadline_of_a_phase(home):
+    """A target's QEMU that stands still: noticed within this migration's own limit."""
+    here, there = home
+    with moving(home, "--transport=tcp", "--bandwidth=20M", "--deadline=no-progress=2", "--deadline=connect=9") as mover:
+        os.kill(there.status(NAME)["pid"], signal.SIGSTOP)
+        result = ended(mover, 1, limit=40)
+    assert result["error"]["phase"] == "Perform" and "no progress" in result["error"]["message"], result
+    assert "within 2.0 s" in result["error"]["message"] and "--deadline" in result["error"]["hint"]
