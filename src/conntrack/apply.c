@@ -409,6 +409,10 @@ static int put(CtApply *a, const CtRecord *record, bool replace)
 	if (r < 0)
 		return r;
 	if (i == CT_NONE) {
+		if (a->table.live >= a->options.max_entries)
+			r = finish(a); /* deletions may be under way */
+		if (r < 0)
+			return r;
 		if (a->table.live >= a->options.max_entries) {
 			refuse(a, record, CT_REASON_LIMIT, NULL);
 			return 0;
