@@ -61,6 +61,32 @@ int text_parse_u64(const char *s, uint64_t *ret)
 	return 0;
 }
 
+static bool number32(const char *s, const char **ret_end, uint32_t *ret)
+{
+	unsigned long long v;
+	char *end;
+
+	if (*s < '0' || *s > '9')
+		return false;
+	errno = 0;
+	v = strtoull(s, &end, 0);
+	*ret_end = end;
+	*ret = (uint32_t)v;
+	return !errno && v <= UINT32_MAX;
+}
+
+int text_parse_mark(const char *s, uint32_t *ret_value, uint32_t *ret_mask)
+{
+	uint32_t value, mask = UINT32_MAX;
+	const char *p;
+
+	if (!number32(s, &p, &value) || (*p == '/' && !number32(p + 1, &p, &mask)) || *p || (value & ~mask) || !mask)
+		return -EINVAL;
+	*ret_value = value;
+	*ret_mask = mask;
+	return 0;
+}
+
 int text_parse_size(const char *s, uint64_t *ret)
 {
 	static const char units[] = "KMGT";

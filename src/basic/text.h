@@ -41,6 +41,12 @@ void *xrealloc(void *p, size_t n, size_t size);
 int text_parse_u64(const char *s, uint64_t *ret);
 
 /**
+ * text_parse_mark() - a ct mark, "VALUE" or "VALUE/MASK" as nft(8) and iptables(8) write it, decimal or 0x...
+ * Return: 0, or -EINVAL, also for bits outside the mask and for an empty mask.
+ */
+int text_parse_mark(const char *s, uint32_t *ret_value, uint32_t *ret_mask);
+
+/**
  * text_parse_size() - bytes: a decimal number with an optional suffix K, M, G or T (powers of 1024)
  * Return: 0, -EINVAL or -ERANGE.
  */

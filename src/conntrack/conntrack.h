@@ -35,6 +35,8 @@ int ct_select_mark(CtSelect *select, const char *text, Error **err);
 int ct_select_zone(CtSelect *select, const char *text, Error **err);
 /** ct_select_empty() - whether nothing is given */
 bool ct_select_empty(const CtSelect *select);
+/** ct_select_own() - all addresses of this host's interfaces (getifaddrs(3)). Return: 0, or negative errno with @err set */
+int ct_select_own(CtSelect **ret, Error **err);
 void ct_select_free(CtSelect *select);
 DEFINE_CLEANUP(CtSelect *, ct_select_free)
 
@@ -91,6 +93,15 @@ size_t ct_follow_delta(CtFollow *follow, size_t max, const uint8_t **ret, size_t
  * Return: number of bytes.
  */
 size_t ct_follow_snapshot(const CtFollow *follow, uint8_t *to, size_t max, size_t *ret_records, size_t *ret_left);
+
+/**
+ * ct_follow_bound() - how many entries are translated (NAT) from or to one of the host's own addresses
+ * @own:     see ct_select_own()
+ * @example: one of them for people, "" if there is none
+ *
+ * Those stay behind: the answers go on coming to this host.
+ */
+size_t ct_follow_bound(const CtFollow *follow, const CtSelect *own, char *example, size_t size);
 
 /** ct_follow_pending() - whether ct_follow_delta() has something to say (not counting what is still in the socket) */
 bool ct_follow_pending(const CtFollow *follow);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/netfilter/nf_conntrack_common.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_conntrack.h>
 #include <string.h>
@@ -503,6 +504,29 @@ size_t ct_follow_delta(CtFollow *f, size_t max, const uint8_t **ret, size_t *ret
 size_t ct_follow_snapshot(const CtFollow *f, uint8_t *to, size_t max, size_t *ret_records, size_t *ret_left)
 {
 	return ct_table_snapshot(&f->table, to, max, ret_records, ret_left);
+}
+
+static bool is_bound(const CtRecord *r, const CtSelect *own)
+{
+	return ((r->status & IPS_SRC_NAT) && ct_select_has(own, r->key.family, r->reply.dst)) ||
+	       ((r->status & IPS_DST_NAT) && ct_select_has(own, r->key.family, r->key.orig.dst));
+}
+
+size_t ct_follow_bound(const CtFollow *f, const CtSelect *own, char *example, size_t size)
+{
+	size_t n = 0;
+
+	*example = '\0';
+	for (uint32_t i = 0; i < f->table.used; i++) {
+		const CtEntry *e = ct_table_at(&f->table, i);
+
+		if (!ct_table_in_use(&f->table, i) || (e->flags & CT_ENTRY_GONE) || e->record.key.expect ||
+		    !is_bound(&e->record, own))
+			continue;
+		if (n++ == 0)
+			ct_record_describe(&e->record, example, size);
+	}
+	return n;
 }
 
 bool ct_follow_pending(const CtFollow *f)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <ifaddrs.h>
 #include <stdlib.h>
 
 #include "basic/text.h"
@@ -42,22 +43,9 @@ int ct_select_new(char *const *addresses, CtSelect **ret, Error **err)
 	return 0;
 }
 
-static bool number(const char *text, const char **end, uint64_t max, uint64_t *ret)
-{
-	if (*text < '0' || *text > '9')
-		return false;
-	errno = 0;
-	*ret = strtoull(text, (char **)end, 0);
-	return !errno && *ret <= max;
-}
-
 int ct_select_mark(CtSelect *select, const char *text, Error **err)
 {
-	uint64_t value, mask = UINT32_MAX;
-	const char *p;
-
-	if (!number(text, &p, UINT32_MAX, &value) || (*p == '/' && !number(p + 1, &p, UINT32_MAX, &mask)) || *p ||
-	    (value & ~mask) || !mask) {
+	if (text_parse_mark(text, &select->mark, &select->mark_mask) < 0) {
 		_cleanup_free_ char *clean = text_clean(text, 60);
 
 		error_set(err, -EINVAL, "'%s' is not a mark", clean);
@@ -65,23 +53,53 @@ int ct_select_mark(CtSelect *select, const char *text, Error **err)
 		return -EINVAL;
 	}
 	select->by_mark = true;
-	select->mark = (uint32_t)value;
-	select->mark_mask = (uint32_t)mask;
 	return 0;
 }
 
 int ct_select_zone(CtSelect *select, const char *text, Error **err)
 {
 	uint64_t value;
-	const char *p;
 
-	if (!number(text, &p, UINT16_MAX, &value) || *p) {
+	if (text_parse_u64(text, &value) < 0 || value > UINT16_MAX) {
 		_cleanup_free_ char *clean = text_clean(text, 60);
 
 		return error_set(err, -EINVAL, "'%s' is not a zone (0 to 65535)", clean);
 	}
 	select->by_zone = true;
 	select->zone = (uint16_t)value;
+	return 0;
+}
+
+static bool address_of(const struct sockaddr *sa, CtAddress *ret)
+{
+	*ret = (CtAddress){.family = sa ? (uint8_t)sa->sa_family : 0};
+	if (ret->family == AF_INET)
+		memcpy(ret->bytes, &((const struct sockaddr_in *)sa)->sin_addr, 4);
+	else if (ret->family == AF_INET6)
+		memcpy(ret->bytes, &((const struct sockaddr_in6 *)sa)->sin6_addr, 16);
+	return ret->family == AF_INET || ret->family == AF_INET6;
+}
+
+int ct_select_own(CtSelect **ret, Error **err)
+{
+	CtSelect *select = xcalloc(1, sizeof(*select));
+	struct ifaddrs *all;
+
+	if (getifaddrs(&all) < 0) {
+		free(select);
+		return error_set(err, -errno, "Cannot list this host's addresses: %m");
+	}
+	for (const struct ifaddrs *i = all; i; i = i->ifa_next) {
+		CtAddress address;
+
+		if (!address_of(i->ifa_addr, &address))
+			continue;
+		select->addresses = xrealloc(select->addresses, select->n_addresses + 1, sizeof(CtAddress));
+		select->addresses[select->n_addresses++] = address;
+	}
+	freeifaddrs(all);
+	select->by_address = select->n_addresses > 0;
+	*ret = select;
 	return 0;
 }
 

@@ -257,17 +257,19 @@ int do_kill_qemu(Move *m)
 
 int do_flush(Move *m)
 {
-	_cleanup_strv_ char **ours = m->k->def ? vm_addresses(m->k->def) : NULL, **others = NULL;
+	_cleanup_strv_ char **others = NULL;
 	_cleanup_(ct_select_freep)
 	CtSelect *select = NULL, *spare = NULL;
 	_cleanup_error_ Error *err = NULL;
 	int r = 0;
 
 	follow_stop(m);
-	if (!ours || !m->opt.conntrack)
+	if (!m->k->def || !m->opt.conntrack)
+		return 0;
+	r = vm_select(m->k->def, &select, &err);
+	if (r == 0)
 		return 0;
 	others = local_addresses(m->k->name);
-	r = ct_select_new(ours, &select, &err);
 	if (r >= 0 && others)
 		r = ct_select_new(others, &spare, &err);
 	if (r >= 0)

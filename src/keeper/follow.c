@@ -20,6 +20,27 @@ char **vm_addresses(const VmDefinition *def)
 	return all;
 }
 
+int vm_select(const VmDefinition *def, CtSelect **ret, Error **err)
+{
+	_cleanup_strv_ char **addresses = vm_addresses(def);
+	_cleanup_(ct_select_freep)
+	CtSelect *select = NULL;
+	char zone[8];
+	int r = ct_select_new(addresses, &select, err);
+
+	if (r >= 0 && def->conntrack_mark)
+		r = ct_select_mark(select, def->conntrack_mark, err);
+	snprintf(zone, sizeof(zone), "%u", def->conntrack_zone);
+	if (r >= 0 && def->conntrack_zone)
+		r = ct_select_zone(select, zone, err);
+	if (r < 0)
+		return r;
+	if (ct_select_empty(select))
+		return 0;
+	*ret = TAKE_PTR(select);
+	return 1;
+}
+
 static void lost(Move *m, const char *why)
 {
 	if (!m->delta_lost)
@@ -69,6 +90,22 @@ static int send_delta(Move *m, const void *data, size_t len, bool last)
 	return r;
 }
 
+/* Masquerade, and port forwarding from the host's own address: the answers go on coming to this host. */
+static void warn_of_bound(Move *m)
+{
+	_cleanup_(ct_select_freep)
+	CtSelect *own = NULL;
+	char example[112];
+	size_t n;
+
+	if (ct_select_own(&own, NULL) < 0)
+		return;
+	n = ct_follow_bound(m->follow, own, example, sizeof(example));
+	if (n)
+		move_warn(m, "%zu connection%s translated to an address of this host: what moves cannot take that along (%s)", n,
+			  n == 1 ? " is" : "s are", example);
+}
+
 /* The table is complete, and the target has all of it but for what changed a moment ago. */
 static void check_complete(Move *m)
 {
@@ -80,6 +117,7 @@ static void check_complete(Move *m)
 	if (!stats.complete)
 		return;
 	log_debug("the connection table is complete: %" PRIu64 " entries", stats.entries);
+	warn_of_bound(m);
 	move_fact(m, MOVE_FACT_FOLLOW_DONE, true);
 	move_event(m, MOVE_EV_FOLLOWED);
 }
@@ -128,16 +166,14 @@ static int on_delta_timer(sd_event_source *source, uint64_t usec, void *userdata
 
 void follow_start(Move *m)
 {
-	_cleanup_strv_ char **addresses = vm_addresses(m->k->def);
 	_cleanup_error_ Error *err = NULL;
 	CtHost host;
-	int r;
+	int r = vm_select(m->k->def, &m->select, &err);
 
-	if (!addresses) {
+	if (r == 0) {
 		move_warn(m, "no address is given for any NIC: connections cannot be followed and might get dropped");
 		return;
 	}
-	r = ct_select_new(addresses, &m->select, &err);
 	if (r >= 0)
 		r = ct_follow_new(m->k->event, m->select, &m->follow, &err);
 	if (r >= 0)

@@ -195,6 +195,12 @@ void follow_start(Move *m);
 void follow_stop(Move *m);
 /** vm_addresses() - all addresses of a VM's NICs; strv_free() it */
 char **vm_addresses(const VmDefinition *def);
+/**
+ * vm_select() - which connections are a VM's: by its NICs' addresses, its mark and its zone, all that the definition has
+ *
+ * Return: 1, 0 when it has none of them (then @ret is NULL), or negative errno with @err set.
+ */
+int vm_select(const VmDefinition *def, CtSelect **ret, Error **err);
 
 /* ---- confirm.c: commit, outcome, and the way back ---- */
 int do_journal_commit(Move *m);

@@ -90,15 +90,18 @@ static int keep_definition(Move *m, Error **err)
 
 static void open_sink(Move *m)
 {
-	_cleanup_strv_ char **addresses = vm_addresses(m->k->def);
 	CtApplyOptions options = {.max_entries = m->k->conf->receive.max_entries,
 				  .marks_mask = m->k->conf->receive.marks_mask};
 	_cleanup_error_ Error *err = NULL;
 	int r;
 
-	if (!m->prepare.conntrack || !addresses)
+	if (!m->prepare.conntrack)
 		return;
-	r = ct_select_new(addresses, &m->select, &err);
+	r = vm_select(m->k->def, &m->select, &err);
+	if (r == 0)
+		return;
+	if (r > 0 && !m->select->by_address && !m->k->conf->receive.any_address)
+		r = error_set(&err, -EPERM, "no NIC has an address, and receive { any-address } is off");
 	if (r >= 0)
 		r = ct_apply_new(m->select, &options, &m->apply, &err);
 	if (r < 0)

@@ -297,3 +297,13 @@ int conf_check_mask(const char *value, char **ret, Error **err)
 	*ret = xasprintf("%llu", v);
 	return 0;
 }
+
+int conf_check_mark(const char *value, char **ret, Error **err)
+{
+	uint32_t mark, mask;
+
+	if (text_parse_mark(value, &mark, &mask) < 0)
+		return bad(err, value, "a mark", "VALUE or VALUE/MASK, no bits outside the mask, like \"0x100/0xff00\"");
+	*ret = xasprintf("0x%x/0x%x", mark, mask);
+	return 0;
+}

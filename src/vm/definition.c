@@ -73,6 +73,18 @@ static const ConfSection graphics_section = {
 	.title_offset = offsetof(VmDefinition, graphics),
 };
 
+static const ConfKey conntrack_keys[] = {
+	{"mark", CONF_TEXT, 0, CONF_FIELD(VmDefinition, conntrack_mark), .check = conf_check_mark},
+	{"zone", CONF_NUMBER, 0, CONF_FIELD(VmDefinition, conntrack_zone), .max = UINT16_MAX, .fallback = "0"},
+};
+
+static const ConfSection conntrack_section = {
+	.name = "conntrack",
+	.keys = conntrack_keys,
+	.n_keys = ARRAY_SIZE(conntrack_keys),
+	.max = 1,
+};
+
 static const ConfKey lease_keys[] = {
 	{"path", CONF_TEXT, CONF_REQUIRED, CONF_FIELD(VmDefinition, lease_path), .check = conf_check_path},
 	{"on-lost", CONF_WORD, 0, CONF_FIELD(VmDefinition, lease_on_lost), .words = &lease_on_lost_table,
@@ -117,6 +129,7 @@ static const ConfKey definition_keys[] = {
 	{"serial", CONF_WORD, CONF_PRESENCE, CONF_FIELD(VmDefinition, serial), .words = &serial_table,
 	 .fallback = "log", .absent = SERIAL_NONE},
 	{"graphics", CONF_SECTION, .section = &graphics_section},
+	{"conntrack", CONF_SECTION, .section = &conntrack_section},
 	{"lease", CONF_SECTION, .section = &lease_section},
 	{"autostart", CONF_BOOL, 0, CONF_FIELD(VmDefinition, autostart), .fallback = "false"},
 	{"qemu-args", CONF_LIST, CONF_GUEST, CONF_FIELD(VmDefinition, qemu_args)},

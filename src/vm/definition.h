@@ -85,6 +85,8 @@ typedef struct VmDefinition {
 	Serial serial;
 	GraphicsType graphics;
 	char *graphics_listen;
+	char *conntrack_mark;	     /* "0x100/0xff00": which connections are its own; NULL: whatever their mark */
+	unsigned int conntrack_zone; /* the same by zone; 0: whatever their zone */
 	LeaseType lease;
 	char *lease_path;
 	LeaseOnLost lease_on_lost;

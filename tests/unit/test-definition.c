@@ -69,6 +69,9 @@ static const Bad bads[] = {
 	{M "disk a.b {" DISK "}\n", "2: disk \"a.b\"", NULL},
 	{M "graphics sdl {}\n", "2: graphics \"sdl\" is not known", "\"spice\" or \"vnc\""},
 	{M "graphics none {}\n", "2: graphics \"none\" is not known", NULL},
+	{M "conntrack { mark = \"5/4\" }\n", "2: ", "no bits outside the mask"},
+	{M "conntrack { mark = x }\n", "2: ", "like \"0x100/0xff00\""},
+	{M "conntrack { zone = 65536 }\n", "2: ", NULL},
 	{M "lease nfs { path = \"/l\" }\n", "2: lease \"nfs\" is not known", "\"file\" or \"sanlock\""},
 	{M "lease file { }\n", "2: lease file has no \"path\"", "add path"},
 	{M "lease file { path = /l on-lost = reboot }\n", "2: ", "\"kill\" or \"pause\""},
@@ -342,6 +345,7 @@ static const char full[] =
 	"kernel = /boot//vmlinuz initrd = /boot/initrd append = \"console=ttyS0 quote=\\\"x\\\" $HOME # no comment\"\n"
 	"firmware = /usr/share/ovmf.fd serial = socket\n"
 	"graphics spice { listen = \"::\" } // comment ${HOME}\n"
+	"conntrack { mark = \"256/0xff00\" zone = 7 }\n"
 	"lease sanlock { path = /dev/leases lockspace = vms resource = web offset = 3M on-lost = pause } /* ${HOME}\n */ # ${HOME}\n"
 	"autostart = on qemu-args = { \"-device\", \"virtio-rng-pci,id=\\\"r\\\"\", \"\" }\n";
 
@@ -395,6 +399,8 @@ static void test_full(void **state)
 	assert_int_equal(def->serial, SERIAL_SOCKET);
 	assert_int_equal(def->graphics, GRAPHICS_SPICE);
 	assert_string_equal(def->graphics_listen, "::");
+	assert_string_equal(def->conntrack_mark, "0x100/0xff00");
+	assert_int_equal(def->conntrack_zone, 7);
 	assert_int_equal(def->lease, LEASE_SANLOCK);
 	assert_string_equal(def->lease_path, "/dev/leases");
 	assert_string_equal(def->lease_lockspace, "vms");

@@ -30,6 +30,34 @@ static void test_parse_u64(void **state)
 	}
 }
 
+static void test_parse_mark(void **state)
+{
+	static const struct {
+		const char *text;
+		int r;
+		uint32_t value, mask;
+	} rows[] = {
+		{"0", 0, 0, UINT32_MAX},
+		{"0x100/0xff00", 0, 0x100, 0xff00},
+		{"4294967295", 0, UINT32_MAX, UINT32_MAX},
+		{"", -EINVAL, 0, 0},
+		{"-1", -EINVAL, 0, 0},
+		{"4294967296", -EINVAL, 0, 0},
+		{"1/", -EINVAL, 0, 0},
+		{"1/2", -EINVAL, 0, 0},
+		{"0/0", -EINVAL, 0, 0},
+		{"1/1x", -EINVAL, 0, 0},
+	};
+	uint32_t value, mask;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		assert_int_equal(text_parse_mark(rows[i].text, &value, &mask), rows[i].r);
+		if (rows[i].r == 0 && (value != rows[i].value || mask != rows[i].mask))
+			fail_msg("%s: %x/%x", rows[i].text, value, mask);
+	}
+}
+
 static void test_parse_size(void **state)
 {
 	static const struct {
@@ -193,7 +221,7 @@ static void test_error(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_parse_u64), cmocka_unit_test(test_parse_size), cmocka_unit_test(test_split_words),
+		cmocka_unit_test(test_parse_u64), cmocka_unit_test(test_parse_mark), cmocka_unit_test(test_parse_size), cmocka_unit_test(test_split_words),
 		cmocka_unit_test(test_vm_name),	  cmocka_unit_test(test_ids),	     cmocka_unit_test(test_clean),
 		cmocka_unit_test(test_strv),	  cmocka_unit_test(test_error),
 	};
