@@ -31,7 +31,7 @@ static const Pair pairs[] = {
 	{ALL, BASE VDA VDB "nic net0 { bridge = br9 vlan = 7 mac = \"52:54:00:00:00:01\" } " NET1, NULL, 0},
 	{ALL,
 	 ALL "binary = /opt/qemu memory-backing = huge autostart = true serial = socket "
-	     "lease file { path = /l }",
+	     "conntrack { mark = 1 zone = 2 } lease file { path = /l }",
 	 NULL, 0},
 	{ALL "graphics vnc {}", ALL "graphics spice { listen = \"0.0.0.0\" }", NULL, 0},
 	{ALL "kernel = /k initrd = /i firmware = /f", ALL "kernel = /k2 initrd = /i2 firmware = /f2", NULL, 0},
@@ -116,7 +116,7 @@ static void test_every_key_is_placed(void **state)
 {
 	static const char *const unseen[] = {"memory-backing", "binary", "autostart", "file",	"format", "shared",
 					     "bridge",	       "vlan",	 "addresses", "listen", "path",	  "on-lost",
-					     "lockspace",      "resource", "offset"};
+					     "lockspace",      "resource", "offset", "mark", "zone"};
 	(void)state;
 
 	for (size_t i = 0; i < definition_schema.n_keys; i++) {
