@@ -12,6 +12,24 @@
 
 #define MOVED_MAX 65536
 
+/* One that came with a migration, of a host that went down right after it had taken the guest over. */
+static char *taken_over(const char *name)
+{
+	_cleanup_free_ char *path = state_path(name, NULL), *found = NULL;
+	struct dirent *entry;
+	DIR *d = opendir(path);
+
+	while (d && !found && (entry = readdir(d))) {
+		const char *id = startswith(entry->d_name, "definition.");
+
+		if (id && text_is_id(id))
+			found = xasprintf("%s/%s", path, entry->d_name);
+	}
+	if (d)
+		closedir(d);
+	return TAKE_PTR(found);
+}
+
 char *local_definition_path(const char *name)
 {
 	_cleanup_free_ char *arrived = state_path(name, "definition");
@@ -19,7 +37,7 @@ char *local_definition_path(const char *name)
 
 	if (access(arrived, F_OK) == 0)
 		return TAKE_PTR(arrived);
-	return access(own, F_OK) == 0 ? TAKE_PTR(own) : NULL;
+	return access(own, F_OK) == 0 ? TAKE_PTR(own) : taken_over(name);
 }
 
 int local_definition(const char *name, VmDefinition **ret, Error **err)

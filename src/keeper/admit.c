@@ -153,6 +153,8 @@ static int check_definition(PeerConnection *c, const PrepareCookie *p, VmDefinit
 	if (r >= 0)
 		r = check_disks(def, p, err);
 	if (r >= 0)
+		r = keeper_lease_admit(k, p, def, err);
+	if (r >= 0)
 		r = host_check_resources(k->conf, def, err);
 	if (r >= 0)
 		r = check_proved(def, p, err);

@@ -16,7 +16,7 @@
 
 static int record(Move *m, JournalKind kind)
 {
-	JournalRecord r = {.kind = kind, .running = m->was_running};
+	JournalRecord r = {.kind = kind, .running = m->was_running, .lease_generation = m->lease_generation};
 	Error *err = NULL;
 	int n;
 
@@ -30,8 +30,10 @@ static int record(Move *m, JournalKind kind)
 
 int do_journal_commit(Move *m)
 {
-	int r = record(m, JOURNAL_COMMIT);
+	int r;
 
+	m->lease_generation = m->k->lease ? lease_generation(m->k->lease) : 0;
+	r = record(m, JOURNAL_COMMIT);
 	m->t.committed = now_usec();
 	return r;
 }
@@ -44,26 +46,6 @@ int do_journal_owner(Move *m)
 int do_journal_gone(Move *m)
 {
 	return record(m, JOURNAL_GONE);
-}
-
-/* ---- lease: no driver yet; the rows and the protocol have its place ---- */
-
-int do_release_lease(Move *m)
-{
-	(void)m;
-	return 0;
-}
-
-int do_acquire_lease(Move *m)
-{
-	(void)m;
-	return 0;
-}
-
-int do_retake_lease(Move *m)
-{
-	(void)m;
-	return -ENOENT; /* without a lease only the target's word decides */
 }
 
 /* ---- Finish and Outcome ---- */
@@ -129,6 +111,7 @@ int do_send_finish(Move *m)
 	int r;
 
 	m->t.finish_sent = now_usec();
+	cookie.lease_generation = m->lease_generation;
 	cookie.since_stop_usec = m->t.stop ? m->t.finish_sent - m->t.stop : 0;
 	r = source_call(m, "Finish", &finish_cookie, &cookie, m->deadlines.finish, on_outcome_reply);
 	if (r < 0)
@@ -183,6 +166,8 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
 
 	(void)usec;
 	m->retry_timer = sd_event_source_disable_unref(source);
+	if (m->state == MOVE_S_DOUBT && m->lease_generation)
+		move_event(m, MOVE_EV_LEASE);
 	if (m->state != MOVE_S_DOUBT)
 		return 0;
 	tell_in_doubt(m);
@@ -198,6 +183,8 @@ int do_reconnect(Move *m)
 {
 	uint64_t pause = RETRY_FIRST_USEC << (m->reconnects < 8 ? m->reconnects : 8);
 
+	if (m->reconnects == 0 && m->lease_generation)
+		pause = 0; /* the lease may decide at once */
 	m->reconnects++;
 	m->retry_timer = sd_event_source_disable_unref(m->retry_timer);
 	(void)sd_event_add_time_relative(m->k->event, &m->retry_timer, CLOCK_MONOTONIC,
@@ -372,7 +359,7 @@ static void finish_source(Move *m)
 	summary(m, result);
 	answer_check(m);
 	wait_done(m->k, WAIT_CANCEL);
-	if (gone)
+	if (gone || (m->state == MOVE_S_NEVER_RESUME && !m->k->qemu))
 		keeper_leave(m->k);
 	else
 		keeper_check_idle(m->k);
@@ -408,6 +395,10 @@ int do_end(Move *m)
 		m->progress = sd_event_source_disable_unref(m->progress);
 		return sd_event_add_time_relative(m->k->event, &m->progress, CLOCK_MONOTONIC, 0, 1, on_qemu_reaped, m);
 	}
+	if (m->state == MOVE_S_NEVER_RESUME && !m->was_running)
+		keeper_lease_pause(m->k);
+	if (m->state == MOVE_S_NEVER_RESUME && !m->k->qemu)
+		keeper_set_state(m->k, VM_SHUTOFF, "failed"); /* cold start is allowed */
 	if (m->k->qemu && (m->k->state == VM_PAUSED || m->k->state == VM_IN_DOUBT) && !m->was_running)
 		keeper_set_state(m->k, VM_PAUSED, m->was_reason);
 	finish_source(m);

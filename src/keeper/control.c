@@ -143,6 +143,7 @@ static void on_stop_answer(json_object *ret, const char *error, void *userdata)
 	}
 	keeper_set_state(k, VM_PAUSED, "user");
 	move_user_paused(k->move, true);
+	keeper_lease_pause(k);
 	wait_done(k, WAIT_PAUSED);
 }
 
@@ -154,6 +155,8 @@ static void on_cont_answer(json_object *ret, const char *error, void *userdata)
 	if (error) {
 		_cleanup_free_ char *text = xasprintf("QEMU: %s", error);
 
+		if (k->state == VM_PAUSED)
+			keeper_lease_pause(k);
 		wait_failed(k, WAIT_RUNNING, "org.vmferry.Error.Failed", text);
 		return;
 	}
@@ -164,11 +167,15 @@ static void on_cont_answer(json_object *ret, const char *error, void *userdata)
 
 static int set_running(Keeper *k, sd_bus_message *m, bool run, sd_bus_error *error)
 {
+	_cleanup_error_ Error *err = NULL;
+
 	if (move_active(k->move) && !move_user_may_pause(k->move))
 		return refuse(error, "Busy",
 			      "the migration is at its switch-over: the guest cannot be paused or resumed now");
 	if (k->state != VM_RUNNING && k->state != VM_PAUSED)
 		return refuse(error, "NotRunning", "there is no guest to pause or resume");
+	if (run && keeper_lease_resume(k, &err) < 0)
+		return bus_error(error, "Failed", err);
 	wait_add(k, m, run ? WAIT_RUNNING : WAIT_PAUSED, 0, false);
 	/* A guest that sleeps is woken up (QAPI: system_wakeup); cont would do nothing. */
 	machine_qmp(k, !run ? "stop" : streq(k->reason, "suspended") ? "system_wakeup" : "cont", NULL,

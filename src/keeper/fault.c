@@ -20,6 +20,13 @@ static void fault_self(Move *m)
 	raise(SIGKILL);
 }
 
+/* As when the power fails: nobody carries on, until the test has killed everything. */
+static void fault_reboot(Move *m)
+{
+	(void)m;
+	raise(SIGSTOP);
+}
+
 static void fault_qemu(Move *m)
 {
 	if (m->k->qemu)
@@ -49,8 +56,8 @@ static const struct {
 	const char *name;
 	void (*strike)(Move *m);
 } victims[] = {
-	{"self", fault_self},	  {"qemu", fault_qemu},		  {"link", fault_link},
-	{"cancel", fault_cancel}, {"powerdown", fault_powerdown},
+	{"self", fault_self}, {"reboot", fault_reboot}, {"qemu", fault_qemu},
+	{"link", fault_link}, {"cancel", fault_cancel}, {"powerdown", fault_powerdown},
 };
 
 void fault_point(Move *m, MoveAction action, bool before)

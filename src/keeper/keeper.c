@@ -157,6 +157,7 @@ void keeper_leave(Keeper *k)
 	wait_failed(k, WAIT_RUNNING, "org.vmferry.Error.NotRunning", "the VM is off");
 	wait_failed(k, WAIT_PAUSED, "org.vmferry.Error.NotRunning", "the VM is off");
 	log_set_sink(NULL, NULL);
+	keeper_lease_drop(k);
 	if (dir_remove(dir) < 0)
 		log_warning("cannot remove %s", dir);
 	forget_stranger(k);
@@ -368,6 +369,8 @@ static int begin(Keeper *k, unsigned int flags, Error **err)
 	if (r < 0)
 		return r;
 	if (r > 0 || last == JOURNAL_COMMIT || (before && last == JOURNAL_GONE)) {
+		if (r == 0 && last == JOURNAL_COMMIT)
+			(void)load_definition(k, NULL); /* its lease may decide */
 		if (r == 0)
 			keeper_say_ready(k, NULL); /* else when QEMU has said how the guest is */
 		move_recover(k, r > 0);
@@ -433,6 +436,8 @@ static void keeper_free(Keeper *k)
 	k->move = move_free(k->move);
 	k->console = console_free(k->console);
 	k->qmp = k->qmp ? qmp_free(k->qmp) : NULL;
+	keeper_lease_forget(k);
+	error_free(k->lease_error);
 	sd_event_source_disable_unref(k->qemu_exit);
 	sd_event_source_disable_unref(k->idle_timer);
 	sd_bus_flush_close_unref(k->systemd_bus);

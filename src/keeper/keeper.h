@@ -20,6 +20,7 @@
 #include "qemu/qmp.h"
 #include "vm/definition.h"
 #include "vm/host.h"
+#include "vm/lease.h"
 
 /*
  * The keeper: one process per VM. keeper.c sets it up, machine.c has QEMU's life, control.c and peer.c the two doors,
@@ -110,6 +111,11 @@ struct Keeper {
 	bool kill_sent;
 	bool was_starting; /* the keeper before us was killed between start and cont */
 
+	/* lease.c */
+	Lease *lease; /* NULL: none, or no QEMU */
+	Error *lease_error; /* it was lost while no keeper was there */
+	sd_event_source *lease_io, *lease_timer;
+
 	/* doors */
 	int control_fd, peer_fd;
 	sd_event_source *control_io, *peer_io;
@@ -164,6 +170,29 @@ int machine_attach_taps(Keeper *k, Error **err);
 void machine_qmp(Keeper *k, const char *command, json_object *arguments, QmpReply reply, void *userdata);
 /** machine_version_known() - the answer of query-version */
 void machine_version_known(Keeper *k, json_object *ret);
+
+/* ---- lease.c ---- */
+/**
+ * keeper_lease_open() - open k->def's lease, if it has one, for the QEMU that is about to be started
+ * @take: and take it: a cold start. Else it is taken at Finish
+ *
+ * Return: 0 or negative errno with @err set: then keeper_lease_drop() it.
+ */
+int keeper_lease_open(Keeper *k, bool take, Error **err);
+/** keeper_lease_adopt() - the lease of a QEMU that was found alive; k->lease_error tells if it is lost */
+void keeper_lease_adopt(Keeper *k);
+/** keeper_lease_lost() - somebody else may have it: kill the guest, or pause it; @err is taken over */
+void keeper_lease_lost(Keeper *k, Error *err);
+/** keeper_lease_drop() - QEMU is gone: give back what we hold, and forget it */
+void keeper_lease_drop(Keeper *k);
+/** keeper_lease_forget() - this keeper ends, QEMU goes on and holds it */
+void keeper_lease_forget(Keeper *k);
+/** keeper_lease_pause() - a person has paused the guest: give the lease back, remember its state */
+void keeper_lease_pause(Keeper *k);
+/** keeper_lease_resume() - take it as it was left. Return: 0, or negative errno with @err saying who has or had it */
+int keeper_lease_resume(Keeper *k, Error **err);
+/** keeper_lease_status() - for people; NULL: none */
+json_object *keeper_lease_status(const Keeper *k);
 
 /* ---- wait.c ---- */
 void wait_add(Keeper *k, sd_bus_message *m, WaitFor what, uint64_t timeout_usec, bool kill);

@@ -117,6 +117,7 @@ static int on_qemu_exit(sd_event_source *source, int fd, uint32_t revents, void 
 	confirm_qemu_gone(k->move);
 	if (move_active(k->move) || k->leaving)
 		return 0;
+	keeper_lease_drop(k);
 	if (k->incoming)
 		keeper_check_idle(k);
 	else
@@ -344,8 +345,12 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 			return memfd;
 	}
 	r = machine_write_definition(k, err);
-	if (r < 0)
+	if (r >= 0)
+		r = keeper_lease_open(k, !incoming, err);
+	if (r < 0) {
+		keeper_lease_drop(k);
 		return r;
+	}
 	k->generation++;
 	dir = generation_dir(k);
 	keeper_set_state(k, incoming ? VM_INCOMING : VM_STARTING, incoming ? "migration" : "starting");
@@ -354,15 +359,21 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 					    .dir = dir,
 					    .generation = k->generation,
 					    .incoming = incoming,
-					    .memfd = memfd},
+					    .memfd = memfd,
+					    .lease = k->lease},
 			       &k->qemu, err);
-	if (r < 0)
+	if (r < 0) {
+		keeper_lease_drop(k);
 		return r;
-	r = connect_qmp(k, err);
+	}
+	r = k->lease ? lease_started(k->lease, k->qemu->pid, err) : 0;
+	if (r >= 0)
+		r = connect_qmp(k, err);
 	if (r < 0) {
 		(void)qemu_process_kill(k->qemu);
 		waitid(P_PIDFD, (id_t)k->qemu->pidfd, NULL, WEXITED);
 		gone(k);
+		keeper_lease_drop(k);
 		return r;
 	}
 	scope_start(k);
@@ -408,6 +419,7 @@ int machine_adopt(Keeper *k, Error **err)
 	k->was_starting = k->state == VM_STARTING;
 	k->state = VM_PAUSED; /* not known yet; move_recover() asks */
 	k->reason = "keeper restarted";
+	keeper_lease_adopt(k);
 	r = connect_qmp(k, err);
 	return r < 0 ? r : 1;
 }

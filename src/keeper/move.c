@@ -427,9 +427,10 @@ Move *move_free(Move *m)
 void move_save(Move *m)
 {
 	_cleanup_free_ char *path = runtime_path(m->k->name, "move");
-	_cleanup_json_ json_object *o = json_build("id", "s", m->id, "target", "b", (int)move_is_target(m), "running",
-						   "b", (int)m->was_running, "destination", "s", m->opt.destination,
-						   "resumed", "b", (int)(m->state == MOVE_T_OWNER), NULL);
+	_cleanup_json_ json_object *o =
+		json_build("id", "s", m->id, "target", "b", (int)move_is_target(m), "running", "b", (int)m->was_running,
+			   "destination", "s", m->opt.destination, "resumed", "b", (int)(m->state == MOVE_T_OWNER),
+			   "lease_peer", "s", m->prepared.lease_holder, NULL);
 	const char *text = json_text(o);
 
 	(void)file_write(path, text, strlen(text), 0600, false);

@@ -84,6 +84,7 @@ struct Move {
 	bool ping_pending, ping_done;
 	unsigned int settle_tries;
 	unsigned int reconnects;
+	uint64_t lease_generation; /* at which the source gives the lease up; 0: there is none */
 	sd_event_source *retry_timer;
 	char **probes; /* files made to prove shared disks */
 	uint64_t ram_total, ram_transferred, ram_remaining, dirty_rate, rate, predicted_pause_ms;
@@ -107,7 +108,7 @@ struct Move {
 	PeerConnection *from;
 	PrepareCookie prepare;
 	sd_bus_message *prepare_message, *finish_message;
-	uint64_t lease_generation, finish_since;
+	uint64_t finish_since;
 	sd_event_source *gate_timer, *announce_timer, *settle_timer;
 	unsigned int announced;
 	const char *gate; /* "barrier", "timeout", "none" */
@@ -204,13 +205,10 @@ int vm_select(const VmDefinition *def, CtSelect **ret, Error **err);
 
 /* ---- confirm.c: commit, outcome, and the way back ---- */
 int do_journal_commit(Move *m);
-int do_release_lease(Move *m);
 int do_send_finish(Move *m);
 int do_reconnect(Move *m);
 int do_drop_link(Move *m);
 int do_send_outcome(Move *m);
-int do_acquire_lease(Move *m);
-int do_retake_lease(Move *m);
 int do_journal_owner(Move *m);
 int do_resume(Move *m);
 int do_end(Move *m);
@@ -224,6 +222,17 @@ int do_cont_back(Move *m);
 int do_send_abort(Move *m);
 /** confirm_qemu_gone() - the source's QEMU is reaped: a completed migration can be told */
 void confirm_qemu_gone(Move *m);
+
+/* ---- lease.c ---- */
+int do_release_lease(Move *m);
+int do_acquire_lease(Move *m);
+int do_retake_lease(Move *m);
+/**
+ * keeper_lease_admit() - whether the lease of a VM that wants to come can be handed over to this host
+ *
+ * Return: 0, or negative errno with @err and hint set.
+ */
+int keeper_lease_admit(Keeper *k, const PrepareCookie *p, const VmDefinition *def, Error **err);
 
 /* ---- admit.c ---- */
 /**

@@ -91,6 +91,9 @@ int do_say_running(Move *m)
 	if (!first)
 		return 0;
 	own(m);
+	/* After a restart was_running is false for a guest that runs already. */
+	if (!m->was_running && !(m->facts & MOVE_FACT_RESTARTED))
+		keeper_lease_pause(m->k);
 	m->k->incoming = off; /* without a guest there is nothing to keep */
 	keeper_set_state(m->k, off ? VM_SHUTOFF : m->was_running ? VM_RUNNING : VM_PAUSED, "migrated");
 	if (!off && m->was_running)
@@ -149,6 +152,7 @@ void target_end(Move *m)
 	(void)unlink(definition);
 	m->from = NULL;
 	ct_apply_free(TAKE_PTR(m->apply));
+	keeper_lease_drop(k);
 	keeper_set_state(k, VM_SHUTOFF, "failed");
 	keeper_history(k, "not taken",
 		       json_build("id", "s", m->id, "why", "s", m->error ? m->error->message : NULL, NULL));

@@ -12,7 +12,7 @@ static bool load_move(Move *m, bool *ret_target, bool *ret_resumed)
 {
 	_cleanup_free_ char *path = runtime_path(m->k->name, "move"), *text = NULL;
 	_cleanup_json_ json_object *o = NULL;
-	const char *id, *destination;
+	const char *id, *destination, *peer;
 	size_t len;
 
 	if (file_read(path, 4096, &text, &len) < 0 || !(o = json_parse(text, len)))
@@ -24,6 +24,8 @@ static bool load_move(Move *m, bool *ret_target, bool *ret_resumed)
 	(void)json_get_bool(o, "running", &m->was_running);
 	if (json_get_string(o, "destination", &destination))
 		m->opt.destination = xstrdup(destination);
+	if (json_get_string(o, "lease_peer", &peer))
+		m->prepared.lease_holder = xstrdup(peer);
 	return true;
 }
 
@@ -42,6 +44,7 @@ static void take_record(Move *m, const JournalRecord *record)
 {
 	memcpy(m->id, record->id, sizeof(m->id));
 	m->was_running = record->running;
+	m->lease_generation = record->lease_generation;
 	free(m->opt.destination);
 	m->opt.destination = xstrdup(record->peer);
 	if (record->peer[0] && destination_parse(record->peer, &m->dest, NULL) < 0)
@@ -131,6 +134,8 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 	} else {
 		keeper_set_state(k, VM_PAUSED, "keeper restarted");
 	}
+	if (k->lease_error && k->state == VM_RUNNING)
+		keeper_lease_lost(k, TAKE_PTR(k->lease_error));
 }
 
 void move_recover(Keeper *k, bool qemu)

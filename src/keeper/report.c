@@ -180,6 +180,8 @@ json_object *report_status(Keeper *k)
 				    k->conf->host_name, "memory", "u", k->def ? k->def->memory : (uint64_t)0,
 				    "addresses", "o", strings(addresses), "conntrack", "o", conntrack_status(m), NULL);
 
+	if (k->lease)
+		json_extend(o, "lease", "o", keeper_lease_status(k), NULL);
 	if (k->qemu)
 		json_extend(o, "pid", "u", (uint64_t)k->qemu->pid, NULL);
 	if (k->qemu)

@@ -330,6 +330,8 @@ static int on_hello_reply(sd_bus_message *reply, void *userdata, sd_bus_error *e
 		r = error_set(&err, -EINVAL,
 			      "%s answers with this host's own id, %s: it is the same host, or a copy of it",
 			      m->hello.host_name, m->hello.host_id);
+	if (r >= 0 && m->k->def->lease != LEASE_NONE && !strv_contains(m->hello.features, "lease"))
+		r = error_set(&err, -ENOTSUP, "vmferry on %s cannot take over a lease", m->hello.host_name);
 	if (r < 0) {
 		move_fail(m, err);
 		return 0;
@@ -544,6 +546,8 @@ static int on_prepare_reply(sd_bus_message *reply, void *userdata, sd_bus_error 
 		move_warn(m, "%s: %s", m->hello.host_name, clean);
 	}
 	journal_forget_peer(m->k->journal, m->hello.host_id);
+	if (m->prepared.lease_holder)
+		move_save(m); /* a keeper after this one needs to know it */
 	if (m->opt.check_only)
 		move_event(m, MOVE_EV_CANCEL);
 	else
@@ -575,6 +579,8 @@ int do_send_prepare(Move *m)
 	_cleanup_free_ char *definition = vm_definition_text(k->def);
 	_cleanup_strv_ char **proofs = NULL;
 	bool direct = streq(m->transport, "tls") || streq(m->transport, "tcp");
+	static char *const lease_feature[] = {(char *)"lease", NULL};
+	bool lease = k->def->lease != LEASE_NONE;
 	PrepareCookie cookie;
 	int r;
 
@@ -600,6 +606,10 @@ int do_send_prepare(Move *m)
 		.disk_proofs = proofs,
 		.qemu_version = k->qemu_version,
 		.check_only = m->opt.check_only,
+		.mandatory = lease ? (char **)(uintptr_t)lease_feature : NULL,
+		.lease = lease ? (char *)(uintptr_t)lease_type_to_string(k->def->lease) : NULL,
+		.lease_holder = k->lease ? (char *)(uintptr_t)lease_holder(k->lease) : NULL,
+		.lease_generation = k->lease ? lease_generation(k->lease) : 0,
 	};
 	r = source_call(m, "Prepare", &prepare_cookie, &cookie, m->deadlines.prepare, on_prepare_reply);
 	if (r < 0)

@@ -239,6 +239,7 @@ int do_prepare_reply(Move *m)
 		.data_socket = path,
 		.qemu_version = m->k->qemu_version,
 		.warnings = m->warnings,
+		.lease_holder = m->k->lease ? (char *)(uintptr_t)lease_holder(m->k->lease) : NULL,
 	};
 	int r;
 

@@ -54,6 +54,9 @@ static const CookieField prepare_fields[] = {
 	V(PrepareCookie, disk_proofs, 64),
 	P(PrepareCookie, qemu_version, 128),
 	B(PrepareCookie, check_only),
+	S(PrepareCookie, lease, 16, false),
+	S(PrepareCookie, lease_holder, 64, false),
+	U(PrepareCookie, lease_generation, 0, false),
 };
 TABLE(prepare_cookie, "Prepare", PrepareCookie, prepare_fields);
 
@@ -70,6 +73,7 @@ static const CookieField prepare_reply_fields[] = {
 	S(PrepareReply, graphics_host, 256, false),
 	U(PrepareReply, graphics_port, 65535, false),
 	U(PrepareReply, graphics_tls_port, 65535, false),
+	S(PrepareReply, lease_holder, 64, false),
 };
 TABLE(prepare_reply, "Prepare's answer", PrepareReply, prepare_reply_fields);
 

@@ -50,6 +50,9 @@ typedef struct PrepareCookie {
 	char **disk_proofs; /* one for each shared disk: "ID SIZE INODE PROBE" */
 	char *qemu_version;
 	bool check_only;   /* "vmferry check": look at everything, start nothing */
+	char *lease;	   /* its driver; NULL: the VM has none */
+	char *lease_holder; /* what the source is called in it */
+	uint64_t lease_generation; /* as it is now */
 } PrepareCookie;
 
 typedef struct PrepareReply {
@@ -62,6 +65,7 @@ typedef struct PrepareReply {
 	char **warnings;
 	char *graphics, *graphics_listen, *graphics_host;
 	uint64_t graphics_port, graphics_tls_port;
+	char *lease_holder; /* what the target is called in the lease */
 } PrepareReply;
 
 typedef struct FinishCookie {

@@ -180,3 +180,10 @@ int qemu_process_tap_fd(const QemuProcess *process, size_t index)
 	name = tap_name(fd);
 	return name ? TAKE_FD(fd) : -ENOENT;
 }
+
+int qemu_process_lease_fd(const QemuProcess *process)
+{
+	int fd = (int)syscall(SYS_pidfd_getfd, process->pidfd, QEMU_FD_LEASE, 0);
+
+	return fd < 0 ? -errno : fd;
+}

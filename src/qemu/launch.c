@@ -128,6 +128,8 @@ static int child_prepare(void *userdata)
 	if (setrlimit(RLIMIT_CORE, &no_core) < 0)
 		return -errno;
 	umask(077);
+	if (l->start->lease && (r = lease_enter(l->start->lease, QEMU_FD_LEASE)) < 0)
+		return r;
 	return unprivileged_become(&l->who);
 }
 
@@ -177,6 +179,19 @@ static int listen_on(Launch *l, const char *name, int number, Error **err)
 	return 0;
 }
 
+/* An fd of the caller's, if there is one. */
+static int launch_copy(Launch *l, int from, int number, const char *what, Error **err)
+{
+	int fd = from < 0 ? -1 : fcntl(from, F_DUPFD_CLOEXEC, 0);
+
+	if (from < 0)
+		return 0;
+	if (fd < 0)
+		return error_set(err, -errno, "%s: %m", what);
+	launch_fd(l, fd, number);
+	return 0;
+}
+
 static int open_plumbing(Launch *l, Error **err)
 {
 	_cleanup_free_ char *path = xasprintf("%s/stderr", l->start->dir);
@@ -191,13 +206,10 @@ static int open_plumbing(Launch *l, Error **err)
 	if (fd < 0)
 		return error_set(err, -errno, "cannot open %s: %m", path);
 	launch_fd(l, fd, STDERR_FILENO);
-	if (l->start->memfd < 0)
-		return 0;
-	fd = fcntl(l->start->memfd, F_DUPFD_CLOEXEC, 0);
-	if (fd < 0)
-		return error_set(err, -errno, "guest memory: %m");
-	launch_fd(l, fd, QEMU_FD_MEMORY);
-	return 0;
+	r = launch_copy(l, l->start->memfd, QEMU_FD_MEMORY, "guest memory", err);
+	if (r >= 0 && l->start->lease)
+		r = launch_copy(l, lease_fd(l->start->lease), QEMU_FD_LEASE, "lease", err);
+	return r;
 }
 
 /* The same file to every QEMU: opened here, by root, with the flags that the image's cache mode asks for. */

@@ -5,6 +5,7 @@
 
 #include "basic/error.h"
 #include "vm/definition.h"
+#include "vm/lease.h"
 
 /*
  * A QEMU process: started unprivileged and sandboxed, found again after the keeper was killed, killed.
@@ -28,6 +29,7 @@ typedef struct QemuStart {
 	unsigned int generation;
 	bool incoming;		/* -incoming defer */
 	int memfd;		/* guest memory for MEMORY_SHARED and MEMORY_HUGE, else -1; stays the caller's */
+	Lease *lease;		/* that QEMU is to hold, or NULL; stays the caller's */
 } QemuStart;
 
 /**
@@ -81,6 +83,12 @@ int qemu_process_memfd(const QemuProcess *process);
  * Return: fd; -ENOENT or -EBADF if there is no such NIC; or negative errno.
  */
 int qemu_process_tap_fd(const QemuProcess *process, size_t index);
+
+/**
+ * qemu_process_lease_fd() - a copy of what QEMU inherited of its lease (pidfd_getfd)
+ * Return: fd; -EBADF if it has none; or negative errno.
+ */
+int qemu_process_lease_fd(const QemuProcess *process);
 
 /**
  * qemu_process_shutdown_sockets() - shutdown() every TCP socket of QEMU that is connected to @address:@port

@@ -225,6 +225,19 @@ static int open_path(const Lease *lease, bool create, Error **err)
 	return error_set(err, -EINVAL, "%s's lease %s is not a file", lease->vm, lease->path);
 }
 
+/* Two VMs, or one that got a uuid of its own on each host. */
+static int anothers(const Lease *lease, const Record *record, Error **err)
+{
+	LeaseState state = state_of(record);
+	bool others = false;
+
+	if (lock(lease, F_OFD_GETLK, F_WRLCK, &others) >= 0 && others)
+		return lease_held_by(lease, &state, err);
+	error_set(err, -EPERM, "%s's lease %s belongs to another VM (uuid %s)", lease->vm, lease->path, record->vm);
+	error_hint(err, "each VM has a lease of its own; if it is the same VM, give its definition that uuid");
+	return -EPERM;
+}
+
 static int file_open(Lease *lease, bool create, Error **err)
 {
 	Record record;
@@ -237,14 +250,10 @@ static int file_open(Lease *lease, bool create, Error **err)
 			return lease->fd;
 	}
 	r = read_record(lease, &record, err);
+	if (r >= 0 && record.seq && !streq(record.vm, lease->uuid))
+		r = anothers(lease, &record, err);
 	if (r < 0)
 		return r;
-	if (record.seq && !streq(record.vm, lease->uuid)) {
-		error_set(err, -EPERM, "%s's lease %s belongs to another VM (uuid %s)", lease->vm, lease->path,
-			  record.vm);
-		error_hint(err, "each VM has a lease of its own; if that VM is no more, remove the file");
-		return -EPERM;
-	}
 	r = watch(lease);
 	return r < 0 ? error_set(err, r, "%s's lease %s cannot be watched: %s", lease->vm, lease->path, strerror(-r))
 		     : 0;
