@@ -21,18 +21,25 @@ static void applying_done(Applying *a)
 	input_done(&a->input);
 }
 
+static json_object *reasons_json(const CtApplyStats *s)
+{
+	json_object *o = json_object_new_object();
+
+	for (CtReason i = 0; i < _CT_REASON_MAX; i++)
+		if (s->reasons[i])
+			json_extend(o, ct_reason_name(i, NULL), "u", s->reasons[i], NULL);
+	return o;
+}
+
 static void say(const Applying *a, const char *what, uint64_t usec)
 {
-	json_object *o, *reasons = json_object_new_object();
 	CtApplyStats s;
+	json_object *o;
 
 	ct_apply_stats(a->apply, &s);
-	for (CtReason i = 0; i < _CT_REASON_MAX; i++)
-		if (s.reasons[i])
-			json_extend(reasons, ct_reason_name(i, NULL), "u", s.reasons[i], NULL);
 	o = json_build("event", "s", what, "received", "u", s.received, "applied", "u", s.applied, "refused", "u", s.refused,
-		       "failed", "u", s.failed, "replaced", "u", s.replaced, "first_refused", "s", s.first_refused,
-		       "reasons", "o", reasons, "usec", "u", usec, NULL);
+		       "failed", "u", s.failed, "replaced", "u", s.replaced, "swept", "u", s.swept, "reasons", "o",
+		       reasons_json(&s), "first_refused", "s", s.first_refused, "usec", "u", usec, NULL);
 	tool_say(a->tool, o, "%s: %" PRIu64 " entries, %" PRIu64 " refused, %" PRIu64 " failed%s%s%s", what, s.applied, s.refused,
 		 s.failed, *s.first_refused ? " (" : "", s.first_refused, *s.first_refused ? ")" : "");
 }
@@ -96,7 +103,8 @@ int tool_apply(const Tool *tool, Error **err)
 {
 	_cleanup_(applying_done)
 	Applying a = {.tool = tool, .input = {.fd = STDIN_FILENO, .format = tool_format(tool, FORMAT_ANY)}};
-	CtApplyOptions options = {.max_entries = 1000000, .marks_mask = UINT32_MAX};
+	char *any[] = {(char[]){"*"}, NULL};
+	CtApplyOptions options = {.max_entries = 1000000, .marks_mask = UINT32_MAX, .helpers = any};
 	int r = tool_max_entries(tool, &options.max_entries, err);
 
 	if (r >= 0)

@@ -299,6 +299,16 @@ void ct_build_as_is(struct nlmsghdr *nlh, const CtRecord *record)
 	put_extra(nlh, record, true, true);
 }
 
+void ct_build_filter(struct nlmsghdr *nlh, const CtSelect *select)
+{
+	if (select->by_mark) {
+		mnl_attr_put_u32(nlh, CTA_MARK, htonl(select->mark));
+		mnl_attr_put_u32(nlh, CTA_MARK_MASK, htonl(select->mark_mask));
+	}
+	if (select->by_zone)
+		mnl_attr_put_u16(nlh, CTA_ZONE, htons(select->zone));
+}
+
 void ct_build_settle(struct nlmsghdr *nlh, const CtRecord *record, uint32_t timeout, bool strict)
 {
 	struct nlattr *info, *nest;

@@ -114,7 +114,8 @@ typedef struct CtApply CtApply;
 
 typedef struct CtApplyOptions {
 	uint64_t max_entries; /* more are refused */
-	uint32_t marks_mask;  /* bits of the mark that are taken over */
+	uint32_t marks_mask;  /* bits of the mark that are taken over; 0: none, and no labels */
+	char *const *helpers; /* connections with these, and what they expect, are taken over; "*": any; NULL: none */
 	/* Addresses of others here, copied: no entry may translate traffic to or from them. NULL: none are known */
 	const CtSelect *foreign;
 } CtApplyOptions;
@@ -125,6 +126,7 @@ typedef enum CtReason {
 	CT_REASON_FOREIGN,
 	CT_REASON_MALFORMED,
 	CT_REASON_LIMIT,
+	CT_REASON_NOT_ALLOWED,
 	CT_REASON_TAKEN,
 	CT_REASON_FULL, /* the kernel would not */
 	CT_REASON_EXISTS,
@@ -134,11 +136,20 @@ typedef enum CtReason {
 	CT_REASON_HELPER, /* it is there, but without something */
 	CT_REASON_LABELS,
 	CT_REASON_MASTER,
+	CT_REASON_MARK,
 	_CT_REASON_MAX
 } CtReason;
 
+/** ct_reason_lost() - whether such an entry is not there at all */
+static inline bool ct_reason_lost(CtReason reason)
+{
+	return reason < CT_REASON_HELPER;
+}
+
 /** ct_reason_name() - a word for a reason ("not-ours"); @ret_text: the same for people, may be NULL */
 const char *ct_reason_name(CtReason reason, const char **ret_text);
+/** ct_reason_from_name() - Return: the reason, or -EINVAL */
+int ct_reason_from_name(const char *name);
 
 typedef struct CtApplyStats {
 	uint64_t received;	 /* records */
@@ -146,7 +157,8 @@ typedef struct CtApplyStats {
 	uint64_t refused;	 /* not this VM's, over the limit, or malformed in a field */
 	uint64_t failed;	 /* the kernel would not take them */
 	uint64_t replaced;	 /* lay there already and were deleted first */
-	uint64_t reasons[_CT_REASON_MAX]; /* how many for each; sums up to refused and failed but for the last three */
+	uint64_t swept;		 /* lay there already, and the source has them no more: deleted */
+	uint64_t reasons[_CT_REASON_MAX]; /* how many for each; those of ct_reason_lost() sum up to refused and failed */
 	char first_refused[160]; /* reason and tuple of the first one refused or failed, for people; "" if none */
 } CtApplyStats;
 
@@ -177,13 +189,29 @@ int ct_apply_settle(CtApply *apply, Error **err);
 int ct_apply_settle_some(CtApply *apply, Error **err);
 
 /**
- * ct_apply_settle_begin() - the same from a loop, which stays free for others in between
+ * ct_apply_settle_begin() - the guest runs here: sweep now, settle later, from a loop that stays free for others
+ * @delay: microseconds until the settling, for the packets that are under way
  * @done: called once, from the loop, with 0 or negative errno and the error; may free @apply
  *
  * ct_apply_free() ends it without a call. Return: 0 or negative errno.
  */
-int ct_apply_settle_begin(CtApply *apply, sd_event *event, void (*done)(void *userdata, int result, const Error *err),
-			  void *userdata);
+int ct_apply_settle_begin(CtApply *apply, sd_event *event, uint64_t delay,
+			  void (*done)(void *userdata, int result, const Error *err), void *userdata);
+
+/**
+ * ct_apply_survey() - begin to look, from a loop, for entries of the VM that lie here already
+ *
+ * To be called before the first delta, when the VM does not run here: what lies here then and is not in the source's
+ * table either at the end is old, and ct_apply_sweep_some() deletes it. Connections with addresses of others here
+ * (CtApplyOptions.foreign) are theirs too and are left alone. Return: 0 or negative errno.
+ */
+int ct_apply_survey(CtApply *apply, sd_event *event);
+
+/** ct_apply_survey_wait() - wait for the end of the survey. Return: 0 or negative errno */
+int ct_apply_survey_wait(CtApply *apply);
+
+/** ct_apply_sweep_some() - delete a part of what is old. Return: 1 when there is more, 0, or negative errno */
+int ct_apply_sweep_some(CtApply *apply);
 
 /** ct_apply_rollback() - the VM did not come: delete what we installed. Return: number deleted or negative errno */
 int ct_apply_rollback(CtApply *apply);

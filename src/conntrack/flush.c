@@ -8,29 +8,24 @@
 #include "basic/fd.h"
 #include "basic/text.h"
 #include "netlink.h"
+#include "victims.h"
 
 #define CHUNK 65536
 #define TRIES 3
 
-/* What names an entry that is to go: the id too, so that a new one with the same tuple stays. */
-typedef struct Victim {
-	CtKey key;
-	uint32_t id;
-} Victim;
-
-typedef struct Victims {
-	Victim *items;
-	size_t n, size;
-	uint64_t deleted;
-} Victims;
-
-static void add(Victims *v, const CtRecord *record)
+void ct_victims_add(CtVictims *v, const CtRecord *record)
 {
 	if (v->n == v->size) {
 		v->size = v->size ? v->size * 2 : 256;
-		v->items = xrealloc(v->items, v->size, sizeof(Victim));
+		v->items = xrealloc(v->items, v->size, sizeof(CtVictim));
 	}
-	v->items[v->n++] = (Victim){.key = record->key, .id = record->id};
+	v->items[v->n++] = (CtVictim){.key = record->key, .id = record->id};
+}
+
+void ct_victim_build(struct nlmsghdr *nlh, const CtVictim *victim)
+{
+	ct_build_key(nlh, &victim->key);
+	mnl_attr_put_u32(nlh, CTA_ID, htonl(victim->id));
 }
 
 /* The addresses of @select that are not in @spare. */
@@ -46,7 +41,7 @@ static CtSelect *without(const CtSelect *select, const CtSelect *spare)
 }
 
 /* Return: 0, 1 at the end of the dump, or negative errno. */
-static int collect_message(const struct nlmsghdr *nlh, const CtSelect *select, const CtSelect *spare, Victims *v)
+static int collect_message(const struct nlmsghdr *nlh, const CtSelect *select, const CtSelect *spare, CtVictims *v)
 {
 	CtRecord record;
 
@@ -56,13 +51,14 @@ static int collect_message(const struct nlmsghdr *nlh, const CtSelect *select, c
 		return mnl_nlmsg_get_payload_len(nlh) < sizeof(struct nlmsgerr)
 			       ? -EBADMSG
 			       : ((const struct nlmsgerr *)mnl_nlmsg_get_payload(nlh))->error;
-	if (ct_parse_selected(nlh, select) && ct_parse(nlh, &record) && ct_record_selected(&record, select) && !(spare && ct_record_selected(&record, spare)))
-		add(v, &record);
+	if (ct_parse_selected(nlh, select) && ct_parse(nlh, &record) && ct_record_selected(&record, select) &&
+	    !(spare && ct_record_selected(&record, spare)))
+		ct_victims_add(v, &record);
 	return 0;
 }
 
 /* Return: 0, -EINTR when the table changed under the dump (collected entries are right, some may lack), or an errno. */
-static int collect(int fd, const CtSelect *select, const CtSelect *spare, Victims *v)
+static int collect(int fd, const CtSelect *select, const CtSelect *spare, CtVictims *v)
 {
 	_cleanup_free_ uint8_t *chunk = xcalloc(1, CHUNK);
 	struct nlmsghdr *nlh = ct_message_begin(chunk, IPCTNL_MSG_CT_GET, NLM_F_DUMP, AF_UNSPEC, 0);
@@ -88,26 +84,20 @@ static int collect(int fd, const CtSelect *select, const CtSelect *spare, Victim
 
 static void on_done(void *userdata, uint64_t tag, int error)
 {
-	Victims *v = userdata;
-
 	(void)tag;
-	v->deleted += !error;
+	*(uint64_t *)userdata += !error;
 }
 
-static int delete_all(int fd, Victims *v)
+static int delete_all(int fd, const CtVictims *v, uint64_t *ret)
 {
 	_cleanup_free_ CtBatch *batch = xcalloc(1, sizeof(*batch));
 	int r = 0;
 
-	*batch = (CtBatch){.fd = fd, .done = on_done, .userdata = v, .first_seq = 1};
+	*batch = (CtBatch){.fd = fd, .done = on_done, .userdata = ret, .first_seq = 1};
 	for (size_t i = 0; r >= 0 && i < v->n; i++) {
-		struct nlmsghdr *nlh;
-
 		if (ct_batch_full(batch, 1))
 			r = ct_batch_flush(batch);
-		nlh = ct_batch_add(batch, IPCTNL_MSG_CT_DELETE, 0, v->items[i].key.family, i);
-		ct_build_key(nlh, &v->items[i].key);
-		mnl_attr_put_u32(nlh, CTA_ID, htonl(v->items[i].id));
+		ct_victim_build(ct_batch_add(batch, IPCTNL_MSG_CT_DELETE, 0, v->items[i].key.family, i), &v->items[i]);
 	}
 	return r < 0 ? r : ct_batch_flush(batch);
 }
@@ -116,8 +106,9 @@ int ct_flush(const CtSelect *select, const CtSelect *spare, Error **err)
 {
 	_cleanup_(ct_select_freep)
 	CtSelect *rest = without(select, spare);
-	Victims v = {};
+	CtVictims v = {};
 	_cleanup_fd_ int fd = ct_socket_open(err);
+	uint64_t deleted = 0;
 	int r = -EINTR;
 
 	if (fd < 0)
@@ -127,7 +118,7 @@ int ct_flush(const CtSelect *select, const CtSelect *spare, Error **err)
 		r = collect(fd, rest, spare, &v);
 	}
 	if (r >= 0 || r == -EINTR)
-		r = delete_all(fd, &v);
+		r = delete_all(fd, &v, &deleted);
 	free(v.items);
-	return r < 0 ? error_set(err, r, "Cannot delete connections: %s", strerror(-r)) : (int)v.deleted;
+	return r < 0 ? error_set(err, r, "Cannot delete connections: %s", strerror(-r)) : (int)deleted;
 }

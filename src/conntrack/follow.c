@@ -59,17 +59,6 @@ struct CtFollow {
 	uint8_t chunk[DUMP_CHUNK];
 };
 
-/* The kernel's dump filters for mark and zone save most of a dump's cost; an older kernel takes no notice. */
-static void put_filter(struct nlmsghdr *nlh, const CtSelect *select)
-{
-	if (select->by_mark) {
-		mnl_attr_put_u32(nlh, CTA_MARK, htonl(select->mark));
-		mnl_attr_put_u32(nlh, CTA_MARK_MASK, htonl(select->mark_mask));
-	}
-	if (select->by_zone)
-		mnl_attr_put_u16(nlh, CTA_ZONE, htons(select->zone));
-}
-
 static int dump_request(CtFollow *f, bool expect)
 {
 	uint8_t buffer[64] __attribute__((aligned(4)));
@@ -77,7 +66,7 @@ static int dump_request(CtFollow *f, bool expect)
 	struct nlmsghdr *nlh = ct_message_begin(buffer, type, NLM_F_DUMP, AF_UNSPEC, ++f->dump_seq);
 
 	if (!expect)
-		put_filter(nlh, f->select);
+		ct_build_filter(nlh, f->select);
 	f->dump_expect = expect;
 	return send(f->dump_fd, nlh, nlh->nlmsg_len, 0) < 0 ? -errno : 0;
 }

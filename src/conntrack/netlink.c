@@ -50,9 +50,10 @@ struct nlmsghdr *ct_message_begin(void *buffer, uint16_t type, uint16_t flags, u
 struct nlmsghdr *ct_batch_add(CtBatch *batch, uint16_t type, uint16_t flags, uint8_t family, uint64_t tag)
 {
 	assert(!ct_batch_full(batch, 1));
-	if (batch->last)
+	if (batch->last) {
+		assert(batch->last->nlmsg_len <= CT_MESSAGE_MAX);
 		batch->used += MNL_ALIGN(batch->last->nlmsg_len);
-	assert(batch->used + CT_BATCH_BYTES / CT_BATCH_MESSAGES <= CT_BATCH_BYTES);
+	}
 	batch->tags[batch->n] = tag;
 	batch->last = ct_message_begin(batch->buffer + batch->used, type, flags, family, batch->first_seq + batch->n);
 	batch->n++;

@@ -71,14 +71,22 @@ void ct_build(struct nlmsghdr *nlh, const CtRecord *record, const CtBuild *how);
 void ct_build_as_is(struct nlmsghdr *nlh, const CtRecord *record);
 
 /**
+ * ct_build_filter() - for a dump: by mark and zone, where @select says them
+ *
+ * The kernel's filters save most of a dump's cost; an older kernel takes no notice.
+ */
+void ct_build_filter(struct nlmsghdr *nlh, const CtSelect *select);
+
+/**
  * ct_build_settle() - for an update that sets a timeout (0: not) and, with @strict, the liberal flags of TCP to the record's
  * own, and leaves everything else alone
  */
 void ct_build_settle(struct nlmsghdr *nlh, const CtRecord *record, uint32_t timeout, bool strict);
 
-/* One send of 128 messages is near the optimum. The largest (IPv6, NAT both ways, all extras) has less than 1 KiB. */
+/* One send of 128 messages is near the optimum. The largest (IPv6, NAT both ways, all extras) has less than 640 bytes. */
 #define CT_BATCH_MESSAGES 128
-#define CT_BATCH_BYTES 131072
+#define CT_MESSAGE_MAX 1024
+#define CT_BATCH_BYTES (CT_BATCH_MESSAGES * CT_MESSAGE_MAX)
 
 /**
  * struct CtBatch - messages that go out in one send and are answered together

@@ -227,7 +227,8 @@ static bool parse_name(const struct nlattr *attr, char *ret, size_t size)
 	if (!n || n >= size)
 		return false;
 	memcpy(ret, mnl_attr_get_payload(attr), n);
-	return true;
+	ret[n] = '\0';
+	return ct_name_valid(ret, size);
 }
 
 static void parse_seqadj(const struct nlattr *nest, CtSeqadj *adj)
@@ -360,7 +361,8 @@ static void parse_expect_attribute(const struct nlattr *attr, CtRecord *ret, CtE
 		parse_expect_nat(attr, &store->expect);
 		break;
 	case CTA_EXPECT_FN:
-		(void)parse_name(attr, store->expect.function, CT_FUNCTION);
+		if (!parse_name(attr, store->expect.function, CT_FUNCTION))
+			store->expect.function[0] = '\0';
 		break;
 	default:
 		break;
@@ -375,9 +377,10 @@ static bool parse_expect(const struct nlmsghdr *nlh, CtRecord *ret, CtExtra *sto
 
 	ret->key.expect = 1;
 	mnl_attr_for_each(attr, nlh, sizeof(struct nfgenmsg)) parse_expect_attribute(attr, ret, store, &have);
-	if (have & 2)
+	if (have & 2) {
 		ret->has |= CT_HAS_EXPECT;
-	mask_key(&ret->key.orig, &store->expect.mask);
+		mask_key(&ret->key.orig, &store->expect.mask);
+	}
 	return have & 1;
 }
 

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/netfilter/nf_conntrack_common.h>
+#include <linux/netfilter/nf_conntrack_sctp.h>
 #include <linux/netfilter/nf_conntrack_tcp.h>
 #include <netinet/icmp6.h>
 #include <netinet/ip_icmp.h>
@@ -121,6 +122,16 @@ bool ct_record_same_extra(const CtRecord *a, const CtRecord *b, unsigned has)
 							     (char *)b->extra + extras[i].offset, extras[i].size) != 0)
 			return false;
 	return true;
+}
+
+bool ct_name_valid(const char *name, size_t size)
+{
+	size_t n = strnlen(name, size);
+
+	for (size_t i = 0; i < n; i++)
+		if (name[i] <= ' ' || name[i] > '~')
+			return false;
+	return n > 0 && n < size;
 }
 
 bool ct_record_master(const CtRecord *record, CtKey *ret)
@@ -241,6 +252,34 @@ static const char *const tcp_states[TCP_CONNTRACK_MAX] = {
 const char *ct_tcp_state_name(uint8_t state)
 {
 	return state < TCP_CONNTRACK_MAX ? tcp_states[state] : NULL;
+}
+
+/* enum sctp_conntrack of nf_conntrack_sctp.h */
+static const char *const sctp_states[] = {
+	[SCTP_CONNTRACK_NONE] = "NONE",
+	[SCTP_CONNTRACK_CLOSED] = "CLOSED",
+	[SCTP_CONNTRACK_COOKIE_WAIT] = "COOKIE_WAIT",
+	[SCTP_CONNTRACK_COOKIE_ECHOED] = "COOKIE_ECHOED",
+	[SCTP_CONNTRACK_ESTABLISHED] = "ESTABLISHED",
+	[SCTP_CONNTRACK_SHUTDOWN_SENT] = "SHUTDOWN_SENT",
+	[SCTP_CONNTRACK_SHUTDOWN_RECD] = "SHUTDOWN_RECD",
+	[SCTP_CONNTRACK_SHUTDOWN_ACK_SENT] = "SHUTDOWN_ACK_SENT",
+	[SCTP_CONNTRACK_HEARTBEAT_SENT] = "HEARTBEAT_SENT",
+};
+
+const char *ct_sctp_state_name(uint8_t state)
+{
+	return state < ARRAY_SIZE(sctp_states) ? sctp_states[state] : NULL;
+}
+
+/* enum ct_dccp_states of nf_conntrack_dccp.h, which is not in every uapi any more */
+static const char *const dccp_states[] = {"NONE",     "REQUEST", "RESPOND",  "PARTOPEN", "OPEN",
+					  "CLOSEREQ", "CLOSING", "TIMEWAIT", "IGNORE",	 "INVALID"};
+static_assert(ARRAY_SIZE(dccp_states) == CT_DCCP_STATES, "a name for each");
+
+const char *ct_dccp_state_name(uint8_t state)
+{
+	return state < ARRAY_SIZE(dccp_states) ? dccp_states[state] : NULL;
 }
 
 void ct_record_describe(const CtRecord *record, char *ret, size_t size)

@@ -59,8 +59,8 @@ enum {
 };
 
 #define CT_LABELS 16 /* bytes, NF_CT_LABELS_MAX_SIZE */
-#define CT_NAME 16   /* with its NUL, NF_CT_HELPER_NAME_LEN */
-#define CT_FUNCTION 32 /* of an expectation; "nat-follow-master" is the kernel's longest */
+#define CT_NAME 16   /* of a helper, with its NUL: NF_CT_HELPER_NAME_LEN */
+#define CT_FUNCTION 32 /* of an expectation's function, with its NUL; the longest known is "nat-follow-master" */
 
 typedef struct CtSeqadj {
 	uint32_t position;
@@ -129,11 +129,17 @@ void ct_record_clear(CtRecord *record);
 /** ct_record_same_extra() - whether the extras of kind @has (CT_HAS_...) are the same in both */
 bool ct_record_same_extra(const CtRecord *a, const CtRecord *b, unsigned has);
 
+/** ct_name_valid() - whether a name in @size bytes is one: ends in them, not empty, printable characters, no blanks */
+bool ct_name_valid(const char *name, size_t size);
+
 /** ct_record_master() - the key of a record's master. Return: false when it has none */
 bool ct_record_master(const CtRecord *record, CtKey *ret);
 
 /* The window scale and state limits the kernel has (RFC 7323 section 2.3; ctnetlink answers ERANGE above). */
 #define CT_WSCALE_MAX 14
+#define CT_DCCP_STATES 10 /* of kernels that know the protocol; the last is "invalid" */
+#define CT_EXPECT_FLAGS 0x7 /* NF_CT_EXPECT_..., nf_conntrack_common.h */
+#define CT_EXPECT_CLASSES 4 /* NF_CT_MAX_EXPECT_CLASSES */
 
 /** ct_address_length() - bytes of an address of @family: 4 or 16 */
 static inline size_t ct_address_length(uint8_t family)
@@ -149,6 +155,10 @@ const char *ct_protocol_name(uint8_t protocol);
 
 /** ct_protocol_number() - of a name or a number as text. Return: the protocol, or -EINVAL */
 int ct_protocol_number(const char *text);
+
+/** ct_sctp_state_name() - as conntrack(8) says it, or NULL; ct_dccp_state_name() likewise */
+const char *ct_sctp_state_name(uint8_t state);
+const char *ct_dccp_state_name(uint8_t state);
 
 /** ct_tcp_state_name() - "ESTABLISHED" as conntrack(8) says it, or NULL */
 const char *ct_tcp_state_name(uint8_t state);

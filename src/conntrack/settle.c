@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "apply.h"
+#include "basic/clock.h"
 
 /*
  * The guest runs here. Entries whose packets have come meanwhile got their state and timeout from the kernel; only
@@ -34,8 +35,8 @@ static uint32_t true_timeout(const CtRecord *r)
 }
 
 /*
- * Of a connection whose SYN was seen elsewhere the kernel does not know what may be acknowledged; to strict window checks the
- * SYN+ACK would be invalid. Such a one stays liberal.
+ * Of a connection whose SYN was seen elsewhere the kernel does not know what may be acknowledged; to strict window
+ * checks the SYN+ACK would be invalid. Such a one stays liberal.
  */
 static bool opening(const CtRecord *now)
 {
@@ -48,7 +49,7 @@ void ct_settle_compare(CtApply *a, uint32_t i, const struct nlmsghdr *nlh)
 	const uint8_t *flags = e->record.tcp.flags;
 	CtRecord now;
 
-	e->flags &= ~(CT_ENTRY_UNTOUCHED | CT_ENTRY_LENIENT);
+	e->flags &= (uint16_t) ~(CT_ENTRY_UNTOUCHED | CT_ENTRY_LENIENT);
 	if (!ct_parse(nlh, &now))
 		return;
 	if (true_timeout(&e->record) && untouched(e, &now, a->now - e->held))
@@ -73,7 +74,7 @@ static void set(CtApply *a, uint32_t i)
 
 	if (!(e->flags & (CT_ENTRY_UNTOUCHED | CT_ENTRY_LENIENT)))
 		return;
-	e->flags &= ~(CT_ENTRY_UNTOUCHED | CT_ENTRY_LENIENT);
+	e->flags &= (uint16_t) ~(CT_ENTRY_UNTOUCHED | CT_ENTRY_LENIENT);
 	ct_build_settle(ct_batch_add(a->batch, IPCTNL_MSG_CT_NEW, 0, e->record.key.family, ct_apply_tag(OP_OTHER, 0)),
 			&e->record, timeout, strict);
 }
@@ -120,9 +121,17 @@ int ct_apply_settle(CtApply *a, Error **err)
 {
 	int r;
 
+	while (ct_apply_sweep_some(a) > 0)
+		;
 	while ((r = ct_apply_settle_some(a, err)) > 0)
 		;
 	return r;
+}
+
+static void settle_ended(CtApply *a, int result, const Error *err)
+{
+	a->settle_source = sd_event_source_disable_unref(a->settle_source);
+	a->settle_done(a->settle_userdata, result, err);
 }
 
 static int on_settle(_unused_ sd_event_source *s, void *userdata)
@@ -131,28 +140,65 @@ static int on_settle(_unused_ sd_event_source *s, void *userdata)
 	CtApply *a = userdata;
 	int r = ct_apply_settle_some(a, &err);
 
-	if (r > 0)
-		return 0;
-	a->settle_source = sd_event_source_disable_unref(a->settle_source);
-	a->settle_done(a->settle_userdata, r, err);
+	if (r <= 0)
+		settle_ended(a, r, err);
 	return 0;
 }
 
-int ct_apply_settle_begin(CtApply *a, sd_event *event, void (*done)(void *userdata, int result, const Error *err),
-			  void *userdata)
+/* Where nothing else is to do, over and over. */
+static int add_idle(CtApply *a, sd_event *event, sd_event_handler_t handler)
 {
-	int r = sd_event_add_defer(event, &a->settle_source, on_settle, a);
+	sd_event_source *source = NULL;
+	int r = sd_event_add_defer(event, &source, handler, a);
 
 	if (r >= 0)
-		r = sd_event_source_set_priority(a->settle_source, SD_EVENT_PRIORITY_IDLE);
+		r = sd_event_source_set_priority(source, SD_EVENT_PRIORITY_IDLE);
 	if (r >= 0)
-		r = sd_event_source_set_enabled(a->settle_source, SD_EVENT_ON);
+		r = sd_event_source_set_enabled(source, SD_EVENT_ON);
 	if (r < 0) {
-		a->settle_source = sd_event_source_disable_unref(a->settle_source);
+		sd_event_source_disable_unref(source);
 		return r;
 	}
+	sd_event_source_disable_unref(a->settle_source);
+	a->settle_source = source;
+	return 0;
+}
+
+static int on_delay_over(sd_event_source *s, _unused_ uint64_t usec, void *userdata)
+{
+	CtApply *a = userdata;
+	int r = add_idle(a, sd_event_source_get_event(s), on_settle);
+
+	if (r < 0)
+		settle_ended(a, r, NULL);
+	return 0;
+}
+
+/* What could not be swept ends by its timeouts: no reason to stop. */
+static int on_sweep(sd_event_source *s, void *userdata)
+{
+	sd_event_source *timer = NULL;
+	CtApply *a = userdata;
+	int r;
+
+	if (ct_apply_sweep_some(a) > 0)
+		return 0;
+	r = sd_event_add_time(sd_event_source_get_event(s), &timer, CLOCK_MONOTONIC, a->settle_at, 0, on_delay_over, a);
+	if (r < 0) {
+		settle_ended(a, r, NULL);
+		return 0;
+	}
+	sd_event_source_disable_unref(a->settle_source);
+	a->settle_source = timer;
+	return 0;
+}
+
+int ct_apply_settle_begin(CtApply *a, sd_event *event, uint64_t delay,
+			  void (*done)(void *userdata, int result, const Error *err), void *userdata)
+{
 	a->settle_next = 0;
+	a->settle_at = now_usec() + delay;
 	a->settle_done = done;
 	a->settle_userdata = userdata;
-	return 0;
+	return add_idle(a, event, on_sweep);
 }

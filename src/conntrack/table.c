@@ -155,7 +155,7 @@ static void dirty_remove(CtTable *table, uint32_t i)
 
 	if (!(e->flags & CT_ENTRY_DIRTY))
 		return;
-	e->flags &= ~CT_ENTRY_DIRTY;
+	e->flags &= (uint16_t)~CT_ENTRY_DIRTY;
 	if (e->dirty_prev == CT_NONE)
 		table->dirty_first = e->dirty_next;
 	else
@@ -214,7 +214,7 @@ static void renew(CtTable *table, uint32_t i)
 	CtEntry *e = ct_table_at(table, i);
 
 	if (e->flags & CT_ENTRY_GONE) {
-		e->flags &= ~CT_ENTRY_GONE;
+		e->flags &= (uint16_t)~CT_ENTRY_GONE;
 		table->live++;
 		table->gone--;
 	}
@@ -303,7 +303,7 @@ void ct_table_answer(CtTable *table, const CtRecord *record)
 /* What a receiver would do differently: a timeout that ran on is no change. */
 static bool differs(const CtRecord *a, const CtRecord *b)
 {
-	return a->has != b->has || a->status != b->status || a->mark != b->mark ||
+	return ((a->has ^ b->has) & ~(CT_HAS_MARK | CT_HAS_ID)) || a->status != b->status || a->mark != b->mark ||
 	       memcmp(&a->reply, &b->reply, sizeof(a->reply)) != 0 || memcmp(&a->tcp, &b->tcp, sizeof(a->tcp)) != 0 ||
 	       !ct_record_same_extra(a, b, CT_HAS_EXTRA);
 }
@@ -352,7 +352,7 @@ void ct_table_handed_out(CtTable *table, uint32_t i)
 	CtEntry *e = ct_table_at(table, i);
 
 	dirty_remove(table, i);
-	e->flags &= ~(CT_ENTRY_RENEWED | CT_ENTRY_SENT);
+	e->flags &= (uint16_t) ~(CT_ENTRY_RENEWED | CT_ENTRY_SENT);
 	if (!(e->flags & CT_ENTRY_GONE))
 		e->flags |= CT_ENTRY_SENT;
 	forget(table, i);

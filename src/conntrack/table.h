@@ -22,6 +22,10 @@ enum {
 	CT_ENTRY_BUSY = 1 << 4,	     /* sink: a message about it waits for the kernel's answer */
 	CT_ENTRY_UNTOUCHED = 1 << 5, /* sink: no packet since, the timeout is still the one we gave */
 	CT_ENTRY_LENIENT = 1 << 6,   /* sink: window checks are still off */
+	CT_ENTRY_NO_HELPER = 1 << 7, /* sink: it is there, but without these */
+	CT_ENTRY_NO_LABELS = 1 << 8,
+	CT_ENTRY_NO_MASTER = 1 << 9,
+	CT_ENTRY_NO_MARK = 1 << 10,
 };
 
 typedef struct CtEntry {
@@ -31,7 +35,7 @@ typedef struct CtEntry {
 	uint32_t seen;	 /* number of the dump that saw it last, or ran when an event spoke of it */
 	uint32_t spoken; /* number of the dump that ran when an event spoke of it */
 	uint32_t held;	 /* sink: second at which it got its present timeout */
-	uint8_t flags;
+	uint16_t flags;
 } CtEntry;
 
 typedef struct CtTable {

@@ -11,7 +11,6 @@
 
 #define MAGIC 0x56464354 /* "VFCT" */
 #define VERSION 1
-#define DCCP_STATE_MAX 9 /* CT_DCCP_INVALID of kernels that know the protocol */
 #define FLAG_END 0x01 /* byte 5 of the header */
 
 /* Byte 0 of a record. */
@@ -183,8 +182,9 @@ size_t ct_wire_record(uint8_t *to, CtWireOp op, const CtRecord *record)
 		kind |= KIND_IPV6;
 	if (mark || key->zone || has)
 		kind |= KIND_ATTRIBUTES;
-	if (put && !key->expect && (!ct_tuple_invert(&key->orig, key->protocol, &inverse) ||
-		    memcmp(&inverse, &record->reply, sizeof(inverse)) != 0))
+	if (put && !key->expect &&
+	    (!ct_tuple_invert(&key->orig, key->protocol, &inverse) ||
+	     memcmp(&inverse, &record->reply, sizeof(inverse)) != 0))
 		kind |= KIND_REPLY;
 	to[0] = kind;
 	to[1] = key->protocol;
@@ -312,15 +312,13 @@ static size_t tuple_length(const CtRecord *record)
 	return 2 * ct_address_length(record->key.family) + 4;
 }
 
-/* A name is what goes to the kernel and to people: no byte but printable ASCII. */
+/* What is in it is looked at by refusal(). */
 static bool get_name(const uint8_t *p, size_t len, char *ret, size_t size)
 {
 	if (len >= size)
 		return false;
-	for (size_t i = 0; i < len; i++)
-		if (p[i] <= ' ' || p[i] > '~')
-			return false;
 	memcpy(ret, p, len);
+	ret[len] = '\0';
 	return true;
 }
 
@@ -342,7 +340,7 @@ static bool get_labels(const uint8_t *p, size_t len, CtRecord *record)
 
 static bool get_helper(const uint8_t *p, size_t len, CtRecord *record)
 {
-	return len && get_name(p, len, record->extra->helper, CT_NAME);
+	return get_name(p, len, record->extra->helper, CT_NAME);
 }
 
 static bool get_master(const uint8_t *p, size_t len, CtRecord *record)
@@ -385,8 +383,8 @@ static bool get_dccp(const uint8_t *p, size_t len, CtRecord *record)
 {
 	if (len != 10)
 		return false;
-	record->extra->dccp = (CtDccp){
-		.handshake = (uint64_t)get_u32(p + 2) << 32 | get_u32(p + 6), .state = p[0], .role = p[1]};
+	record->extra->dccp =
+		(CtDccp){.handshake = (uint64_t)get_u32(p + 2) << 32 | get_u32(p + 6), .state = p[0], .role = p[1]};
 	return true;
 }
 
@@ -395,13 +393,13 @@ static bool get_expect(const uint8_t *p, size_t len, CtRecord *record)
 	size_t n = tuple_length(record), address = ct_address_length(record->key.family), used = n + 9;
 	CtExpect *e = &record->extra->expect;
 
-	if (len < used || p[n + 8] > 2)
+	if (len < used)
 		return false;
 	split_tuple(p, address, &e->mask);
 	e->flags = get_u32(p + n);
 	e->class = get_u32(p + n + 4);
 	e->has_nat = p[n + 8] > 0;
-	e->nat_dir = p[n + 8] == 2;
+	e->nat_dir = e->has_nat ? (uint8_t)(p[n + 8] - 1) : 0;
 	if (e->has_nat) {
 		if (len < used + n)
 			return false;
@@ -419,13 +417,13 @@ static const struct {
 } attributes[] = {
 	{ATTR_MARK, CT_HAS_MARK, get_mark, "mark of a wrong length"},
 	{ATTR_LABELS, CT_HAS_LABELS, get_labels, "labels of a wrong length"},
-	{ATTR_HELPER, CT_HAS_HELPER, get_helper, "not a helper's name"},
+	{ATTR_HELPER, CT_HAS_HELPER, get_helper, "name of a wrong length"},
 	{ATTR_MASTER, CT_HAS_MASTER, get_master, "master of a wrong length"},
 	{ATTR_SEQADJ, CT_HAS_SEQADJ, get_seqadj, "sequence adjustment of a wrong length"},
 	{ATTR_SEQADJ_REPLY, CT_HAS_SEQADJ_REPLY, get_seqadj_reply, "sequence adjustment of a wrong length"},
 	{ATTR_SCTP, CT_HAS_SCTP, get_sctp, "SCTP state of a wrong length"},
 	{ATTR_DCCP, CT_HAS_DCCP, get_dccp, "DCCP state of a wrong length"},
-	{ATTR_EXPECT, CT_HAS_EXPECT, get_expect, "not an expectation"},
+	{ATTR_EXPECT, CT_HAS_EXPECT, get_expect, "expectation of a wrong length"},
 };
 
 static int get_zone(CtWireReader *reader, const uint8_t *p, size_t len, CtRecord *record)
@@ -492,32 +490,59 @@ static int get_state(CtWireReader *reader, CtRecord *record)
 	return 0;
 }
 
+static const char *expect_refusal(const CtRecord *record)
+{
+	const CtExpect *e;
+
+	if (!ct_record_complete(record))
+		return "an expectation that lacks something";
+	e = &record->extra->expect;
+	if (e->nat_dir > 1 || (e->flags & ~(uint32_t)CT_EXPECT_FLAGS) || e->class >= CT_EXPECT_CLASSES)
+		return "unknown kind of expectation";
+	return e->function[0] && !ct_name_valid(e->function, CT_FUNCTION) ? "not a function's name" : NULL;
+}
+
+static const char *extra_refusal(const CtRecord *record)
+{
+	const CtExtra *x = record->extra;
+
+	if ((record->has & CT_HAS_HELPER) && !ct_name_valid(x->helper, CT_NAME))
+		return "not a helper's name";
+	if ((record->has & CT_HAS_SCTP) &&
+	    (x->sctp.state >= SCTP_CONNTRACK_MAX || record->key.protocol != IPPROTO_SCTP))
+		return "unknown SCTP state";
+	if ((record->has & CT_HAS_DCCP) &&
+	    (x->dccp.state >= CT_DCCP_STATES || x->dccp.role > 1 || record->key.protocol != IPPROTO_DCCP))
+		return "unknown DCCP state";
+	return NULL;
+}
+
+static const char *tcp_refusal(const CtTcp *tcp)
+{
+	if (tcp->state == TCP_CONNTRACK_NONE || tcp->state >= TCP_CONNTRACK_MAX)
+		return "unknown TCP state";
+	return tcp->wscale[0] > CT_WSCALE_MAX || tcp->wscale[1] > CT_WSCALE_MAX ? "window scale out of range" : NULL;
+}
+
 /* What makes a well-formed record unacceptable, or NULL. */
 static const char *refusal(CtWireOp op, const CtRecord *record)
 {
 	const CtKey *key = &record->key;
+	const char *why = extra_refusal(record);
 	CtTuple inverse;
 
+	if (why)
+		return why;
 	if (key->protocol == IPPROTO_ICMP ? key->family != AF_INET
 					  : key->protocol == IPPROTO_ICMPV6 && key->family != AF_INET6)
 		return "protocol of the other address family";
 	if (key->expect)
-		return op == CT_WIRE_DELETE || ct_record_complete(record) ? NULL : "an expectation that lacks something";
+		return op == CT_WIRE_DELETE ? NULL : expect_refusal(record);
 	if (record->has & CT_HAS_EXPECT)
 		return "an expectation that is none";
-	if ((record->has & CT_HAS_SCTP) && (record->extra->sctp.state >= SCTP_CONNTRACK_MAX || key->protocol != IPPROTO_SCTP))
-		return "unknown SCTP state";
-	if ((record->has & CT_HAS_DCCP) && (record->extra->dccp.state > DCCP_STATE_MAX || record->extra->dccp.role > 1 || key->protocol != IPPROTO_DCCP))
-		return "unknown DCCP state";
 	if (!ct_tuple_invert(&key->orig, key->protocol, &inverse))
 		return "ICMP type without an answer";
-	if (!(record->has & CT_HAS_TCP))
-		return NULL;
-	if (record->tcp.state == TCP_CONNTRACK_NONE || record->tcp.state >= TCP_CONNTRACK_MAX)
-		return "unknown TCP state";
-	if (record->tcp.wscale[0] > CT_WSCALE_MAX || record->tcp.wscale[1] > CT_WSCALE_MAX)
-		return "window scale out of range";
-	return NULL;
+	return record->has & CT_HAS_TCP ? tcp_refusal(&record->tcp) : NULL;
 }
 
 static int get_record(CtWireReader *reader, CtWireOp *ret_op, CtRecord *ret)

@@ -82,6 +82,99 @@ static void test_round_trip(void **state)
 		}
 }
 
+/* An expectation, and a child, of a master in a zone: the zone stands where the kernel takes one, and nowhere else. */
+static void test_zones_of_masters(void **state)
+{
+	static CtExtra extra, store;
+
+	(void)state;
+	for (uint8_t dir = 0; dir <= CT_ZONE_MAX; dir++) {
+		CtRecord r = record_new(AF_INET, IPPROTO_TCP), back;
+		const struct nlattr *zone = NULL, *attr;
+		struct nlmsghdr *nlh;
+
+		extra = (CtExtra){.master = {.orig = r.key.orig, .protocol = IPPROTO_TCP}, .helper = "ftp"};
+		memset(&extra.expect.mask, 0xff, sizeof(extra.expect.mask));
+		memset(extra.expect.mask.src + 4, 0, 12);
+		memset(extra.expect.mask.dst + 4, 0, 12);
+		strcpy(extra.expect.function, "nat-follow-master");
+		extra.expect.has_nat = 1;
+		extra.expect.nat = r.key.orig;
+		r.key.expect = 1;
+		r.key.zone = 7;
+		r.key.zone_dir = dir;
+		r.extra = &extra;
+		r.has = CT_HAS_EXPECT | CT_HAS_MASTER | CT_HAS_HELPER | CT_HAS_TIMEOUT;
+		nlh = ct_message_begin(buffer, CT_EXPECT(IPCTNL_MSG_EXP_NEW), 0, AF_INET, 1);
+		ct_build_expect(nlh, &r);
+		assert_true(nlh->nlmsg_len <= CT_MESSAGE_MAX);
+		mnl_attr_for_each(attr, nlh, sizeof(struct nfgenmsg))
+		{
+			const struct nlattr *inner;
+
+			if (mnl_attr_get_type(attr) == CTA_EXPECT_ZONE)
+				zone = attr;
+			if (mnl_attr_get_type(attr) > CTA_EXPECT_MASK)
+				continue;
+			mnl_attr_for_each_nested(inner, attr)
+				assert_int_not_equal(mnl_attr_get_type(inner), CTA_TUPLE_ZONE);
+		}
+		assert_int_equal(zone != NULL, dir != CT_ZONE_REPLY);
+		assert_true(ct_parse_all(nlh, &back, &store));
+		assert_memory_equal(&back.key.orig, &r.key.orig, sizeof(r.key.orig));
+		assert_true(back.key.expect);
+		assert_int_equal(back.has, r.has);
+		assert_true(ct_record_same_extra(&r, &back, CT_HAS_EXTRA));
+
+		/* The child of that master. */
+		r = record_new(AF_INET, IPPROTO_TCP);
+		r.key.zone = 7;
+		r.key.zone_dir = dir;
+		r.extra = &extra;
+		r.has |= CT_HAS_MASTER;
+		nlh = build(&r, true, false, 0);
+		mnl_attr_for_each(attr, nlh, sizeof(struct nfgenmsg))
+		{
+			const struct nlattr *inner;
+
+			if (mnl_attr_get_type(attr) != CTA_TUPLE_MASTER)
+				continue;
+			mnl_attr_for_each_nested(inner, attr)
+				assert_int_not_equal(mnl_attr_get_type(inner), CTA_TUPLE_ZONE);
+		}
+	}
+}
+
+/* What few entries have goes through the kernel's form and back. */
+static void test_extras(void **state)
+{
+	static CtExtra extra, store;
+	CtRecord r = record_new(AF_INET6, IPPROTO_SCTP), back;
+	struct nlmsghdr *nlh = ct_message_begin(buffer, IPCTNL_MSG_CT_NEW, 0, AF_INET6, 1);
+
+	(void)state;
+	extra = (CtExtra){.helper = "Q.931", .master = {.orig = r.key.orig, .protocol = IPPROTO_TCP}};
+	extra.sctp.vtag[1] = 2;
+	extra.sctp.state = 3;
+	memset(extra.labels, 0x11, sizeof(extra.labels));
+	memset(extra.seqadj, 0x22, sizeof(extra.seqadj));
+	r.extra = &extra;
+	r.key.zone = 9;
+	r.key.zone_dir = CT_ZONE_ORIG;
+	r.status |= IPS_NAT_MASK;
+	r.has |= CT_HAS_LABELS | CT_HAS_HELPER | CT_HAS_SEQADJ | CT_HAS_SEQADJ_REPLY | CT_HAS_MASTER | CT_HAS_SCTP;
+	ct_build_as_is(nlh, &r);
+	assert_true(ct_parse_all(nlh, &back, &store));
+	assert_same(&r, &back);
+	assert_true(ct_record_same_extra(&r, &back, CT_HAS_EXTRA));
+	assert_true(build(&r, true, true, UINT32_MAX)->nlmsg_len <= CT_MESSAGE_MAX);
+	strcpy(extra.helper, "two words");
+	nlh = ct_message_begin(buffer, IPCTNL_MSG_CT_NEW, 0, AF_INET6, 1);
+	ct_build_as_is(nlh, &r);
+	assert_true(ct_parse_all(nlh, &back, &store));
+	assert_false(back.has & CT_HAS_HELPER); /* nobody would take it */
+}
+
 static const struct nlattr *find(const struct nlmsghdr *nlh, uint16_t type)
 {
 	const struct nlattr *attr;
@@ -247,10 +340,11 @@ static void test_select(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_round_trip), cmocka_unit_test(test_nat),
-		cmocka_unit_test(test_tcp_flags),  cmocka_unit_test(test_mark_mask),
-		cmocka_unit_test(test_window_scale), cmocka_unit_test(test_expectation),
-		cmocka_unit_test(test_select),	   cmocka_unit_test(test_largest_fits_a_batch),
+		cmocka_unit_test(test_zones_of_masters), cmocka_unit_test(test_extras),
+		cmocka_unit_test(test_round_trip),	 cmocka_unit_test(test_nat),
+		cmocka_unit_test(test_tcp_flags),	 cmocka_unit_test(test_mark_mask),
+		cmocka_unit_test(test_window_scale),	 cmocka_unit_test(test_expectation),
+		cmocka_unit_test(test_select),		 cmocka_unit_test(test_largest_fits_a_batch),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -63,18 +63,20 @@ static void assert_same(const CtRecord *a, const CtRecord *b)
 	assert_int_equal(a->mark, b->mark);
 	assert_memory_equal(&a->tcp, &b->tcp, sizeof(a->tcp));
 	assert_int_equal(a->has & CT_HAS_TCP, b->has & CT_HAS_TCP);
+	assert_true(ct_record_same_extra(a, b, CT_HAS_EXTRA));
 }
 
 static void assert_round_trip(CtWireOp op, const CtRecord *record)
 {
 	uint8_t batch[CT_WIRE_HEADER + CT_WIRE_RECORD_MAX];
 	size_t len = batch_of(batch, op, record);
+	CtWireReader reader;
 	CtRecord back;
 	CtWireOp back_op;
-	const char *why;
 
 	assert_true(len <= sizeof(batch));
-	assert_int_equal(read_one(batch, len, &back_op, &back, &why), 1);
+	ct_wire_read(&reader, batch, len);
+	assert_int_equal(ct_wire_next(&reader, &back_op, &back), 1);
 	assert_int_equal(back_op, op);
 	assert_same(record, &back);
 }
@@ -149,6 +151,154 @@ static void test_golden_all(void **state)
 	record.key.zone_dir = CT_ZONE_ORIG;
 	hex = text_hex(bytes, ct_wire_record(bytes, CT_WIRE_REPLACE, &record));
 	assert_string_equal(hex, golden);
+}
+
+static CtExtra extra; /* of the record made last */
+
+static CtRecord record_extra(const char *src, const char *dst, uint8_t protocol, uint16_t a, uint16_t b)
+{
+	CtRecord r = record_new(src, dst, protocol, a, b);
+
+	extra = (CtExtra){};
+	r.extra = &extra;
+	return r;
+}
+
+static CtTuple tuple_of(const char *src, const char *dst, uint16_t a, uint16_t b)
+{
+	return record_new(src, dst, IPPROTO_UDP, a, b).key.orig;
+}
+
+static CtRecord record_labels_helper(void)
+{
+	CtRecord r = record_extra("10.0.0.5", "192.0.2.1", IPPROTO_UDP, 4660, 69);
+
+	memset(extra.labels, 0xa5, CT_LABELS);
+	strcpy(extra.helper, "tftp");
+	r.has |= CT_HAS_LABELS | CT_HAS_HELPER;
+	return r;
+}
+
+static CtRecord record_child(void)
+{
+	CtRecord r = record_extra("10.0.0.5", "192.0.2.1", IPPROTO_UDP, 4660, 69);
+
+	extra.master = (CtMaster){.orig = tuple_of("10.0.0.5", "192.0.2.1", 1234, 21), .protocol = IPPROTO_TCP};
+	extra.seqadj[0] = (CtSeqadj){.position = 0x01020304, .before = 5, .after = (uint32_t)-6};
+	extra.seqadj[1] = (CtSeqadj){.position = 7, .before = 8, .after = 9};
+	r.has |= CT_HAS_MASTER | CT_HAS_SEQADJ | CT_HAS_SEQADJ_REPLY;
+	return r;
+}
+
+static CtRecord record_sctp(void)
+{
+	CtRecord r = record_extra("10.0.0.5", "192.0.2.1", IPPROTO_SCTP, 1000, 2000);
+
+	extra.sctp = (CtSctp){.vtag = {htonl(0xdeadbeef), htonl(0x12345678)}, .state = 4};
+	r.has |= CT_HAS_SCTP;
+	return r;
+}
+
+static CtRecord record_dccp(void)
+{
+	CtRecord r = record_extra("10.0.0.5", "192.0.2.1", IPPROTO_DCCP, 1000, 2000);
+
+	extra.dccp = (CtDccp){.handshake = 0x0102030405060708, .state = 4, .role = 1};
+	r.has |= CT_HAS_DCCP;
+	return r;
+}
+
+static CtRecord record_expectation(bool nat)
+{
+	CtRecord r = record_extra("192.0.2.1", "10.0.0.5", IPPROTO_TCP, 0, 40000);
+
+	r.key.expect = 1;
+	r.has = CT_HAS_TIMEOUT | CT_HAS_EXPECT | CT_HAS_MASTER | CT_HAS_HELPER | CT_HAS_STATUS | CT_HAS_REPLY;
+	r.status = 0;
+	r.timeout = 300;
+	r.tcp = (CtTcp){};
+	extra.master = (CtMaster){.orig = tuple_of("10.0.0.5", "192.0.2.1", 1234, 21), .protocol = IPPROTO_TCP};
+	strcpy(extra.helper, "ftp");
+	extra.expect =
+		(CtExpect){.mask = tuple_of("255.255.255.255", "255.255.255.255", 0, 0xffff), .flags = 2, .class = 1};
+	if (!nat)
+		return r;
+	extra.expect.has_nat = 1;
+	extra.expect.nat_dir = 1;
+	extra.expect.nat = tuple_of("10.0.0.5", "0.0.0.0", 40000, 0);
+	strcpy(extra.expect.function, "nat-follow-master");
+	return r;
+}
+
+/* One of each attribute that few entries have; docs/wire.md. */
+static void test_golden_extras(void **state)
+{
+	static const char head[] = "0a000005c0000201";
+	static const char expect[] = "3006" /* put, expectation, attributes; TCP */
+				     "c00002010a00000500009c40"
+				     "00000000012c";			      /* status 0, timeout */
+	static const char helper_master[] = "0403667470"		      /* ftp */
+					    "050d060a000005c000020104d20015"; /* master */
+	const struct {
+		CtRecord (*make)(void);
+		const char *start, *rest;
+	} cases[] = {
+		{record_labels_helper, "1011",
+		 "12340045000e00069780"
+		 "0018"
+		 "0310a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5"
+		 "040474667470"},
+		{record_child, "1011",
+		 "12340045000e00069780"
+		 "002b"
+		 "050d060a000005c000020104d20015"
+		 "860c0102030400000005fffffffa"
+		 "870c000000070000000800000009"},
+		{record_sctp, "1084", "03e807d0000e00069780000b880904deadbeef12345678"},
+		{record_dccp, "1021", "03e807d0000e00069780000c890a04010102030405060708"},
+	};
+	uint8_t bytes[CT_WIRE_RECORD_MAX];
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		CtRecord r = cases[i].make();
+		_cleanup_free_ char *want = xasprintf("%s%s%s", cases[i].start, head, cases[i].rest);
+		_cleanup_free_ char *hex = text_hex(bytes, ct_wire_record(bytes, CT_WIRE_PUT, &r));
+
+		assert_string_equal(hex, want);
+		assert_round_trip(CT_WIRE_PUT, &r);
+	}
+	for (int nat = 0; nat < 2; nat++) {
+		CtRecord r = record_expectation(nat);
+		_cleanup_free_ char *want =
+			xasprintf("%s%s%s%s", expect, nat ? "0048" : "002b", helper_master,
+				  nat ? "8a32ffffffffffffffff0000ffff0000000200000001"
+					"020a000005000000009c4000006e61742d666f6c6c6f772d6d6173746572"
+				      : "8a15ffffffffffffffff0000ffff000000020000000100");
+		_cleanup_free_ char *hex = text_hex(bytes, ct_wire_record(bytes, CT_WIRE_PUT, &r));
+
+		assert_string_equal(hex, want);
+		assert_round_trip(CT_WIRE_PUT, &r);
+	}
+}
+
+/* The largest record there can be, and what is left alone of a deleted one. */
+static void test_largest(void **state)
+{
+	CtRecord r = record_extra("fd00::5", "fd00::9", IPPROTO_TCP, 1, 2);
+	uint8_t bytes[CT_WIRE_RECORD_MAX];
+	CtRecord gone;
+
+	(void)state;
+	memset(&extra, 'x', sizeof(extra));
+	extra.helper[CT_NAME - 1] = extra.expect.function[CT_FUNCTION - 1] = '\0';
+	memset(&r.reply, 1, sizeof(r.reply));
+	r.mark = 1;
+	r.key.zone = 1;
+	r.has |= CT_HAS_MARK | CT_HAS_EXTRA;
+	assert_true(ct_wire_record(bytes, CT_WIRE_PUT, &r) <= CT_WIRE_RECORD_MAX);
+	gone = r;
+	assert_int_equal(ct_wire_record(bytes, CT_WIRE_DELETE, &gone), 2 + 36 + 2 + 5);
 }
 
 static void test_kinds(void **state)
@@ -346,6 +496,56 @@ static void test_attributes(void **state)
 	assert_int_equal(read_attributes("\x82\x03\0\x01\x03", 5, &record, &why), -EINVAL);
 	assert_int_equal(read_attributes("\x82\x03\0\0\x01", 5, &record, &why), -EINVAL);
 	assert_int_equal(read_attributes("", 0, &record, &why), 1);
+	assert_int_equal(read_attributes("\x04\x10xxxxxxxxxxxxxxxx", 18, &record, &why), -EBADMSG);
+	assert_int_equal(read_attributes("\x04\x03"
+					 "a b",
+					 5, &record, &why),
+			 -EINVAL);
+	assert_string_equal(why, "not a helper's name");
+	assert_int_equal(read_attributes("\x04\0", 2, &record, &why), -EINVAL);
+	assert_int_equal(read_attributes("\x03\x02xx", 4, &record, &why), -EBADMSG);
+	assert_int_equal(read_attributes("\x05\x02xx", 4, &record, &why), -EBADMSG);
+	assert_int_equal(read_attributes("\x86\x02xx", 4, &record, &why), -EBADMSG);
+	assert_int_equal(read_attributes("\x88\x09\x04xxxxxxxx", 11, &record, &why), -EINVAL);
+	assert_string_equal(why, "unknown SCTP state"); /* of a UDP entry */
+	assert_int_equal(read_attributes("\x89\x0a\x04\0xxxxxxxx", 12, &record, &why), -EINVAL);
+	assert_int_equal(read_attributes("\x8a\x15xxxxxxxxxxxx\0\0\0\0\0\0\0\0\0", 23, &record, &why), -EINVAL);
+	assert_string_equal(why, "an expectation that is none");
+}
+
+/* An expectation in which one byte of its own attribute is another. */
+static void test_hostile_expectations(void **state)
+{
+	static const Hostile cases[] = {
+		{12, 0x80, -EINVAL, "unknown kind of expectation"}, /* flags */
+		{15, 0x08, -EINVAL, "unknown kind of expectation"},
+		{19, 0x04, -EINVAL, "unknown kind of expectation"}, /* class */
+		{20, 3, -EINVAL, "unknown kind of expectation"},    /* direction of NAT */
+		{20, 0, -EINVAL, "not a function's name"},	    /* its tuple is read as one */
+		{33, ' ', -EINVAL, "not a function's name"},
+		{20, 1, 1, ""},
+	};
+	CtRecord record = record_expectation(true), back;
+	uint8_t batch[CT_WIRE_HEADER + CT_WIRE_RECORD_MAX];
+	CtWireReader reader;
+	CtWireOp op;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		size_t len = batch_of(batch, CT_WIRE_PUT, &record);
+		int r;
+
+		batch[len - 50 + cases[i].at] = cases[i].value;
+		ct_wire_header(batch, len, 1);
+		ct_wire_read(&reader, batch, len);
+		r = ct_wire_next(&reader, &op, &back);
+		if (cases[i].at == 20 && cases[i].value == 0)
+			assert_true(r < 0);
+		else
+			assert_int_equal(r, cases[i].result);
+		if (r == cases[i].result)
+			assert_string_equal(reader.why, cases[i].why);
+	}
 }
 
 static void test_limits(void **state)
@@ -381,11 +581,19 @@ static void test_crc(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_end),	   cmocka_unit_test(test_crc),	   cmocka_unit_test(test_golden),
-		cmocka_unit_test(test_golden_all), cmocka_unit_test(test_kinds),
-		cmocka_unit_test(test_thousand),   cmocka_unit_test(test_damage),
-		cmocka_unit_test(test_attributes), cmocka_unit_test(test_hostile_fields),
+		cmocka_unit_test(test_end),
+		cmocka_unit_test(test_crc),
+		cmocka_unit_test(test_golden),
+		cmocka_unit_test(test_golden_all),
+		cmocka_unit_test(test_kinds),
+		cmocka_unit_test(test_thousand),
+		cmocka_unit_test(test_damage),
+		cmocka_unit_test(test_attributes),
+		cmocka_unit_test(test_hostile_fields),
 		cmocka_unit_test(test_limits),
+		cmocka_unit_test(test_golden_extras),
+		cmocka_unit_test(test_largest),
+		cmocka_unit_test(test_hostile_expectations),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
