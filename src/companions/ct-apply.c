@@ -103,8 +103,7 @@ int tool_apply(const Tool *tool, Error **err)
 {
 	_cleanup_(applying_done)
 	Applying a = {.tool = tool, .input = {.fd = STDIN_FILENO, .format = tool_format(tool, FORMAT_ANY)}};
-	char *any[] = {(char[]){"*"}, NULL};
-	CtApplyOptions options = {.max_entries = 1000000, .marks_mask = UINT32_MAX, .helpers = any};
+	CtApplyOptions options = {.max_entries = 1000000, .marks_mask = UINT32_MAX, .helpers = CT_ANY_HELPER};
 	int r = tool_max_entries(tool, &options.max_entries, err);
 
 	if (r >= 0)

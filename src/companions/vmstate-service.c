@@ -134,7 +134,8 @@ static int load_batches(Service *s, int fd, Error **err)
 
 static int load(Service *s, const void *data, size_t len, Error **err)
 {
-	const CtApplyOptions options = {.max_entries = s->max_entries, .marks_mask = UINT32_MAX};
+	const CtApplyOptions options = {
+		.max_entries = s->max_entries, .marks_mask = UINT32_MAX, .helpers = CT_ANY_HELPER};
 	_cleanup_fd_ int fd = memfd_create("entries", MFD_CLOEXEC);
 	int r;
 

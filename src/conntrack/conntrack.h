@@ -120,6 +120,9 @@ typedef struct CtApplyOptions {
 	const CtSelect *foreign;
 } CtApplyOptions;
 
+/* For CtApplyOptions.helpers, in the block it is written in */
+#define CT_ANY_HELPER ((char *const[]){(char[]){"*"}, NULL})
+
 /* Why an entry is not there, or not there with all it had. */
 typedef enum CtReason {
 	CT_REASON_NOT_OURS,  /* refused */

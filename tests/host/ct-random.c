@@ -494,7 +494,7 @@ static int all_taken(const Side *side, const char *where)
 
 static void begin(Run *r, Side *side)
 {
-	CtApplyOptions options = {.max_entries = 1000, .marks_mask = UINT32_MAX};
+	CtApplyOptions options = {.max_entries = 1000, .marks_mask = UINT32_MAX, .helpers = CT_ANY_HELPER};
 
 	enter(side);
 	if (ct_apply_new(r->vm, &options, &side->sink, NULL) < 0)
