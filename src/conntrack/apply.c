@@ -81,6 +81,19 @@ static uint32_t find_master(const CtApply *a, const CtRecord *record)
 	return i;
 }
 
+/*
+ * Of GRE packets of PPTP only the key of the side they go to is in them. The other is told by a map of the PPTP helper
+ * (gre_keymap_lookup() in nf_conntrack_proto_gre.c) that cannot be carried; without it both directions' tuples have 0 in its
+ * place. With NAT the kernel makes the reply tuple itself: nothing can be done. Return: whether there was a key to forget.
+ */
+static bool forget_source_key(CtKey *key)
+{
+	if (key->protocol != IPPROTO_GRE || key->expect || !key->orig.a || !key->orig.b)
+		return false;
+	key->orig.a = 0;
+	return true;
+}
+
 /* Let in what is complete; @master: index, or CT_NONE for a child that has to do without. */
 static int let_in(CtApply *a, const CtRecord *record, bool replace, uint32_t master)
 {
@@ -93,6 +106,8 @@ static int let_in(CtApply *a, const CtRecord *record, bool replace, uint32_t mas
 			       : 0;
 	if (!ct_guard_entry(a, record))
 		return 0;
+	if (!(r.status & IPS_NAT_MASK) && forget_source_key(&r.key))
+		r.reply.a = 0;
 	lacks = ct_guard_strip(a, &r);
 	if ((r.has & CT_HAS_MASTER) && master == CT_NONE) {
 		r.has &= (uint16_t)~CT_HAS_MASTER;
@@ -185,6 +200,13 @@ static int wait_for_master(CtApply *a, const CtRecord *record, bool replace)
 
 /* ---- deltas ---- */
 
+static int end_entry(CtApply *a, CtKey key)
+{
+	int r = ct_install_drop(a, &key);
+
+	return r >= 0 && forget_source_key(&key) ? ct_install_drop(a, &key) : r;
+}
+
 static int apply_record(CtApply *a, CtWireOp op, const CtRecord *record)
 {
 	switch (op) {
@@ -196,7 +218,7 @@ static int apply_record(CtApply *a, CtWireOp op, const CtRecord *record)
 		return let_in(a, record, op == CT_WIRE_REPLACE, CT_NONE);
 	case CT_WIRE_DELETE:
 		forget_waiting(a, &record->key);
-		return ct_install_drop(a, &record->key);
+		return end_entry(a, record->key);
 	}
 	return 0;
 }

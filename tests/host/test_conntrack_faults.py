@@ -353,3 +353,17 @@ def test_full_table(lab, tools):
         assert_carried(lab, *flows)
     finally:
         close_all(flows)
+
+
+def test_dccp_from_a_kernel_that_tracks_it(lab, tools):
+    """This one does not: between two addresses it knows one connection of the protocol, whatever the ports. It lets all of them pass
+    (test_protocols_without_sockets)."""
+    state = attribute(0x89, bytes([3, 0]) + struct.pack("!Q", 77))
+    sink = tools(Applier(lab.fw1, "--settle", 1, VM))
+    sink.proc.stdin.write(batch([record(VM, FAR, (1000, 5001), protocol=33, more=state),
+                                 record(VM, FAR, (1001, 5001), protocol=33, more=state),
+                                 record(VM, "192.0.2.2", (1002, 5001), protocol=33, more=state)]) + end())
+    sink.proc.stdin.close()
+    applied = sink.line("applied")
+    assert (applied["applied"], applied["refused"], applied["failed"]) == (3, 0, 0), applied
+    assert [re.findall(r"dst=(\S+) sport=(\d+) ", line)[0] for line in lab.fw1.connections(VM)] == [(FAR, "0"), ("192.0.2.2", "0")]
