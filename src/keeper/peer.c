@@ -60,6 +60,8 @@ static int check_hello(PeerConnection *c, const HelloCookie *hello, sd_bus_error
 
 	if (!streq(hello->vm, c->keeper->name) || !streq(hello->id, c->preamble.id))
 		return refuse_call(error, "Denied", "Hello names another VM or migration than the stream's first line");
+	if (peer_version_check(hello->version, hello->least, &err) < 0)
+		return bus_error(error, "InvalidArgument", err);
 	if (!allowed_peer(c, hello)) {
 		error_set(&err, -EPERM, "host %s does not take VMs from %s", conf->host_name, their);
 		error_hint(&err, "allow it there: receive { peers } in host.conf, and --peer of its forced command");
@@ -97,6 +99,7 @@ static int on_hello(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	_cleanup_error_ Error *err = NULL;
 	HelloReply reply = {
 		.version = PEER_VERSION,
+		.least = PEER_VERSION_LEAST,
 		.features = (char **)(uintptr_t)peer_features,
 		.software = (char *)VMFERRY_VERSION,
 		.host_id = conf->host_id,

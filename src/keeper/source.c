@@ -326,6 +326,8 @@ static int on_hello_reply(sd_bus_message *reply, void *userdata, sd_bus_error *e
 	r = bus_error_read(reply, "Hello", &err);
 	if (r >= 0)
 		r = cookie_read(reply, &hello_reply, peer_features, &m->hello, &err);
+	if (r >= 0)
+		r = peer_version_check(m->hello.version, m->hello.least, &err);
 	if (r >= 0 && streq(m->hello.host_id, m->k->conf->host_id))
 		r = error_set(&err, -EINVAL,
 			      "%s answers with this host's own id, %s: it is the same host, or a copy of it",
@@ -347,6 +349,7 @@ int do_hello(Move *m)
 	sd_bus *bus = link_bus(m->link);
 	HelloCookie hello = {
 		.version = PEER_VERSION,
+		.least = PEER_VERSION_LEAST,
 		.features = (char **)(uintptr_t)peer_features,
 		.software = (char *)VMFERRY_VERSION,
 		.host_id = conf->host_id,

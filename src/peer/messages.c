@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "peer/messages.h"
 
+#include <errno.h>
+#include <inttypes.h>
+
 #define FIELD(struct_, member, type_, max_, required_, text_)                                                      \
 	{ .name = #member, .type = type_, .offset = offsetof(struct_, member), .max = max_, .required = required_, \
 	  .text = text_ }
@@ -26,6 +29,7 @@ static const CookieField hello_fields[] = {
 	U(HelloCookie, version, UINT32_MAX, true), V(HelloCookie, mandatory, 32),  V(HelloCookie, features, 64),
 	P(HelloCookie, software, 64),	   S(HelloCookie, host_id, 64, true), S(HelloCookie, host_name, 256, true),
 	S(HelloCookie, vm, 48, true),		   S(HelloCookie, id, 32, true),
+	U(HelloCookie, least, UINT32_MAX, false),
 };
 TABLE(hello_cookie, "Hello", HelloCookie, hello_fields);
 
@@ -34,6 +38,7 @@ static const CookieField hello_reply_fields[] = {
 	P(HelloReply, software, 64),	  S(HelloReply, host_id, 64, true), S(HelloReply, host_name, 256, true),
 	S(HelloReply, address, 64, false),	  U(HelloReply, port, 65535, false), S(HelloReply, token, 32, false),
 	B(HelloReply, conntrack),		  P(HelloReply, conntrack_reason, 512),
+	U(HelloReply, least, UINT32_MAX, false),
 };
 TABLE(hello_reply, "Hello's answer", HelloReply, hello_reply_fields);
 
@@ -110,3 +115,13 @@ static const CookieField outcome_reply_fields[] = {
 	PV(OutcomeReply, warnings, 32),
 };
 TABLE(outcome_reply, "Finish's answer", OutcomeReply, outcome_reply_fields);
+
+int peer_version_check(uint64_t version, uint64_t least, Error **err)
+{
+	if (version >= PEER_VERSION_LEAST && least <= PEER_VERSION && least <= version)
+		return 0;
+	error_set(err, -EPROTONOSUPPORT, "the other host speaks version %" PRIu64 " of the protocol, this one version %d",
+		  version, PEER_VERSION);
+	error_hint(err, "bring both hosts to the same version of vmferry");
+	return -EPROTONOSUPPORT;
+}

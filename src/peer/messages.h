@@ -9,17 +9,19 @@
  */
 #define PEER_PATH "/org/vmferry/peer"
 #define PEER_INTERFACE "org.vmferry.Peer1"
-#define PEER_VERSION 1
+#define PEER_VERSION 1	     /* what we speak */
+#define PEER_VERSION_LEAST 1 /* the oldest that we speak as well */
 
 /* Features of this version; a peer may require any of these by name. */
 extern const char *const peer_features[];
 
 typedef struct HelloCookie {
-	uint64_t version;
+	uint64_t version; /* of the protocol: the newest the writer speaks */
 	char **mandatory, **features;
 	char *software; /* "0.1.0" */
 	char *host_id, *host_name;
 	char *vm, *id; /* id: of the migration */
+	uint64_t least; /* the oldest version the writer speaks */
 } HelloCookie;
 
 typedef struct HelloReply {
@@ -32,6 +34,7 @@ typedef struct HelloReply {
 	char *token;	   /* what the proof answers */
 	bool conntrack;	   /* can take connection state */
 	char *conntrack_reason; /* why not */
+	uint64_t least;
 } HelloReply;
 
 typedef struct PrepareCookie {
@@ -92,5 +95,13 @@ typedef struct OutcomeReply {
 	char *ct_first_refused;
 	char **warnings;
 } OutcomeReply;
+
+/**
+ * peer_version_check() - whether there is a version of the protocol both sides speak
+ * @version, @least: the other side's newest and oldest, as Hello or its answer says; @least 0: it does not say
+ *
+ * Return: 0, or -EPROTONOSUPPORT with @err and hint set.
+ */
+int peer_version_check(uint64_t version, uint64_t least, Error **err);
 
 extern const CookieTable hello_cookie, hello_reply, prepare_cookie, prepare_reply, finish_cookie, outcome_reply;

@@ -187,6 +187,10 @@ def test_field_twice(bed, peer):
     ({"host_name": "x" * 257}, "field host_name is over its limit"),
     ({"mandatory": ["teleport"]}, "requires the feature 'teleport'"),
     ({"version": ("i", 1)}, "field version is of the wrong type"),
+    ({"version": 0}, "speaks version 0 of the protocol, this one version 1"),
+    ({"version": 2, "least": 2}, "speaks version 2 of the protocol, this one version 1"),
+    ({"version": 1, "least": 2}, "speaks version 1 of the protocol"),
+    ({"version": 2**32, "least": 1}, "field version is over its limit"),
 ])  # fmt: skip
 def test_forged_hello(bed, change, said):
     change = {k: f"a.{bed.prefix}" if v == "HERE" else v for k, v in change.items()}
@@ -572,6 +576,8 @@ def not_taken(bed, destination, said, hint="", *options, status=1, outcome="fail
     ({"hello": "truncated"}, "closed"),
     ({"hello": "error"}, "no?[2J? way"),
     ({"hello": "wrong"}, "Hello's answer: malformed"),
+    ({"hello": {"version": 0}}, "speaks version 0 of the protocol, this one version 1"),
+    ({"hello": {"version": 3, "least": 2}}, "speaks version 3 of the protocol, this one version 1"),
     ({"hello": {"version": "1"}}, "Hello's answer: field version is of the wrong type"),
     ({"hello": {"host_id": None}}, "Hello's answer: field host_id is missing"),
     ({"hello": {"host_name": "x" * 300}}, "Hello's answer: field host_name is over its limit"),

@@ -21,6 +21,7 @@
 #define SLOT 1024
 
 static char *dir, *path;
+static const char *golden_dir;
 
 static int setup(void **state)
 {
@@ -398,18 +399,70 @@ static void test_failing_write(void **state)
 	journal_free(journal);
 }
 
+/* ---- version 1 of the format, for ever ---- */
+
+static const JournalRecord released[] = {
+	{.kind = JOURNAL_OWNER, .id = "00000000000000000000000000000001"},
+	{.kind = JOURNAL_COMMIT, .id = "00000000000000000000000000000002", .running = true, .peer = "ssh://root@b:2222"},
+	{.kind = JOURNAL_GONE, .id = "00000000000000000000000000000003", .running = true, .peer = "exec:ip netns 'b c'"},
+	{.kind = JOURNAL_COMMITTED, .id = "00000000000000000000000000000004", .peer = "host-id.of_a"},
+	{.kind = JOURNAL_ABORTED, .id = "00000000000000000000000000000005"},
+	{.kind = JOURNAL_COMMIT, .id = "00000000000000000000000000000006", .lease_generation = 18446744073709551615UL,
+	 .peer = "direct:ssh://b"},
+};
+
+/* golden/journal.1 has these records' slots, a line each: they are read, and written, as they were. */
+static void test_golden(void **state)
+{
+	_cleanup_free_ char *file = xasprintf("%s/journal.1", golden_dir), *text = NULL, *now = xstrdup("");
+	Journal *journal = open_journal();
+	size_t len;
+	int fd;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(released); i++)
+		assert_int_equal(journal_write(journal, &released[i], NULL), 0);
+	journal_free(journal);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	for (size_t i = 0; i < ARRAY_SIZE(released); i++) {
+		_cleanup_free_ char *before = now;
+		char slot[SLOT + 1] = {};
+
+		for (off_t at = 0; at < SLOTS * SLOT && !strstr(slot, released[i].id); at += SLOT)
+			assert_int_equal(pread(fd, slot, SLOT, at), SLOT);
+		now = xasprintf("%s%s%s", before, slot, slot[strlen(slot) - 1] == '\n' ? "" : "\n");
+	}
+	fd_close(fd);
+	if (getenv("VMFERRY_WRITE_GOLDEN"))
+		assert_int_equal(file_write(file, now, strlen(now), 0644, false), 0);
+	assert_int_equal(file_read(file, 65536, &text, &len), 0);
+	assert_string_equal(now, text);
+	journal = open_journal();
+	for (size_t i = 0; i < ARRAY_SIZE(released); i++) {
+		const JournalRecord *r = journal_find(journal, released[i].id);
+
+		assert_non_null(r);
+		assert_int_equal(r->kind, released[i].kind);
+		assert_int_equal(r->running, released[i].running);
+		assert_int_equal(r->lease_generation, released[i].lease_generation);
+		assert_string_equal(r->peer, released[i].peer);
+	}
+	journal_free(journal);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_kinds),	TEST(test_new_file),
 		TEST(test_reload),	TEST(test_unwritable),
-		TEST(test_torn_slot),	TEST(test_damaged),
+		TEST(test_golden),	TEST(test_torn_slot),	TEST(test_damaged),
 		TEST(test_half_made),	TEST(test_aborted),
 		TEST(test_ring),	TEST(test_ring_keeps_what_stands),
 		TEST(test_unforgotten), TEST(test_failing_write),
 	};
 
+	golden_dir = argc > 1 ? argv[1] : "tests/unit/golden";
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
