@@ -11,6 +11,7 @@
 #include "cli/output.h"
 
 #define MOVED_MAX 65536
+#define HISTORY_MAX (1024 * 1024)
 
 /* One that came with a migration, of a host that went down right after it had taken the guest over. */
 static char *taken_over(const char *name)
@@ -63,6 +64,33 @@ json_object *local_moved(const char *name)
 	moved = json_parse(text, len);
 	/* A note that cannot be read still says that the VM moved. */
 	return json_object_is_type(moved, json_type_object) ? moved : json_object_new_object();
+}
+
+json_object *local_ended(const char *name)
+{
+	static const char *const ends[] = {"shutdown", "destroyed", "crashed", "panicked", "failed"};
+	_cleanup_free_ char *path = state_path(name, "history"), *text = NULL;
+	char *end = NULL, *line;
+	size_t len;
+
+	if (file_read(path, HISTORY_MAX, &text, &len) < 0)
+		return NULL;
+	/* The last line but those that say nothing of it. */
+	for (; (end = strrchr(text, '\n')); *end = '\0') {
+		_cleanup_json_ json_object *o = NULL;
+		const char *event;
+		uint64_t time;
+
+		*end = '\0';
+		line = strrchr(text, '\n');
+		line = line ? line + 1 : text;
+		o = json_parse(line, strlen(line));
+		for (size_t i = 0;
+		     json_get_string(o, "event", &event) && json_get_u64(o, "time", &time) && i < ARRAY_SIZE(ends); i++)
+			if (streq(event, ends[i]) && !json_member(o, "details"))
+				return json_build("reason", "s", event, "since", "u", time, NULL);
+	}
+	return NULL;
 }
 
 int local_moved_error(json_object *moved, const char *name, Error **err)

@@ -74,7 +74,10 @@ static void describe_off(const char *name, int r, json_object *row)
 		json_extend(row, "state", "s", "moved", "reason", "s", to, "since", "o",
 			    json_object_get(json_member(moved, "at")), NULL);
 	} else {
-		json_extend(row, "state", "s", "off", NULL);
+		_cleanup_json_ json_object *ended = local_ended(name);
+
+		json_extend(row, "state", "s", "off", "reason", "o", json_object_get(json_member(ended, "reason")),
+			    "since", "o", json_object_get(json_member(ended, "since")), NULL);
 	}
 }
 

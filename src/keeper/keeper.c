@@ -37,6 +37,20 @@ int vm_state_from_string(const char *s)
 	return -EINVAL;
 }
 
+const char *vm_reason(const char *text)
+{
+	static const char *const reasons[] = {
+#define X(text) text,
+		VM_REASONS(X)
+#undef X
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(reasons); i++)
+		if (streq(reasons[i], text))
+			return reasons[i];
+	return NULL;
+}
+
 /* ---- what is told to others ---- */
 
 void keeper_say_ready(Keeper *k, const Error *err)
@@ -80,6 +94,16 @@ void keeper_set_state(Keeper *k, VmState state, const char *reason)
 	k->since = clock_usec(CLOCK_REALTIME);
 	save_state(k);
 	control_emit_state(k);
+}
+
+void keeper_keep_state(Keeper *k, VmState state, const char *reason)
+{
+	bool same = k->before.reason && k->before.state == state;
+
+	keeper_set_state(k, state, same ? k->before.reason : reason);
+	if (same)
+		k->since = k->before.since;
+	save_state(k);
 }
 
 void keeper_history(Keeper *k, const char *event, json_object *details)
@@ -315,7 +339,7 @@ static bool load_state(Keeper *k)
 {
 	_cleanup_free_ char *path = runtime_path(k->name, "state"), *text = NULL;
 	_cleanup_json_ json_object *o = NULL;
-	const char *state;
+	const char *state, *reason;
 	uint64_t generation;
 	size_t len;
 
@@ -327,6 +351,10 @@ static bool load_state(Keeper *k)
 	(void)json_get_u64(o, "since", &k->since);
 	if (json_get_string(o, "state", &state) && vm_state_from_string(state) >= 0)
 		k->state = (VmState)vm_state_from_string(state);
+	if (json_get_string(o, "reason", &reason))
+		k->before.reason = vm_reason(reason);
+	k->before.state = k->state;
+	k->before.since = k->since;
 	return true;
 }
 

@@ -42,6 +42,31 @@ typedef enum VmState { VM_STATES(X) _VM_STATE_MAX } VmState;
 const char *vm_state_to_string(VmState state);
 int vm_state_from_string(const char *s);
 
+/* Why it is in that state; the state file has them as text. */
+#define VM_REASONS(X)                                                                                                  \
+	X("starting")                                                                                                  \
+	X("incoming")                                                                                                  \
+	X("offline")                                                                                                   \
+	X("booted")                                                                                                    \
+	X("unpaused")                                                                                                  \
+	X("migrated")                                                                                                  \
+	X("migration")                                                                                                 \
+	X("migration cancelled")                                                                                       \
+	X("migration failed")                                                                                          \
+	X("user")                                                                                                      \
+	X("stopped by QEMU")                                                                                           \
+	X("suspended")                                                                                                 \
+	X("wakeup")                                                                                                    \
+	X("shutdown")                                                                                                  \
+	X("panicked")                                                                                                  \
+	X("destroyed")                                                                                                 \
+	X("crashed")                                                                                                   \
+	X("failed")                                                                                                    \
+	X("committed, no answer")                                                                                      \
+	X("keeper restarted")
+/** vm_reason() - the reason of that text, NULL if it is none */
+const char *vm_reason(const char *text);
+
 typedef struct Keeper Keeper;
 typedef struct Move Move;
 typedef struct Data Data;
@@ -109,7 +134,12 @@ struct Keeper {
 	uint64_t since; /* CLOCK_REALTIME, microseconds */
 	char *qemu_version;
 	bool kill_sent;
-	bool was_starting; /* the keeper before us was killed between start and cont */
+	/* As the keeper before us left it in the state file, if there was one. */
+	struct {
+		VmState state;
+		const char *reason; /* NULL: there is none */
+		uint64_t since;
+	} before;
 
 	/* lease.c */
 	Lease *lease; /* NULL: none, or no QEMU */
@@ -141,6 +171,9 @@ struct Keeper {
 void keeper_say_ready(Keeper *k, const Error *err);
 /** keeper_set_state() - the one place where a VM's state changes: recorded, logged, signalled. @reason: a literal */
 void keeper_set_state(Keeper *k, VmState state, const char *reason);
+/** keeper_keep_state() - after a restart: the state of before, with its reason and time, if it still is @state;
+ * else @reason */
+void keeper_keep_state(Keeper *k, VmState state, const char *reason);
 /** keeper_history() - append a line to STATE_DIR/NAME/history; takes @details over, may be NULL */
 void keeper_history(Keeper *k, const char *event, json_object *details);
 /** keeper_leave() - end: answer who waits, remove the runtime directory, leave the loop */

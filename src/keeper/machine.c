@@ -416,7 +416,6 @@ int machine_adopt(Keeper *k, Error **err)
 	r = vm_definition_load(k->name, definition, &k->def, err);
 	if (r < 0)
 		return r;
-	k->was_starting = k->state == VM_STARTING;
 	k->state = VM_PAUSED; /* not known yet; move_recover() asks */
 	k->reason = "keeper restarted";
 	keeper_lease_adopt(k);

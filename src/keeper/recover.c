@@ -34,7 +34,7 @@ static void begin_at(Move *m, MoveState state, const char *why)
 	log_warning("%s: going on in %s", why, move_state_name(state));
 	m->state = state;
 	m->t.begun = m->t.phase_begun = now_usec();
-	m->was_reason = "unknown";
+	m->was_reason = m->k->before.reason ? m->k->before.reason : "keeper restarted";
 	m->opt.live = m->opt.conntrack = true;
 	move_fact(m, MOVE_FACT_WAS_RUNNING, m->was_running);
 	move_fact(m, MOVE_FACT_FOLLOW_DONE, true);
@@ -127,12 +127,12 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 		keeper_set_state(k, VM_SHUTOFF, "shutdown");
 		machine_kill(k);
 	} else if (streq(status, "running") || streq(status, "suspended")) {
-		keeper_set_state(k, VM_RUNNING, streq(status, "suspended") ? status : "keeper restarted");
-	} else if (streq(status, "prelaunch") || (streq(status, "paused") && k->was_starting)) {
+		keeper_keep_state(k, VM_RUNNING, streq(status, "suspended") ? "suspended" : "unpaused");
+	} else if (streq(status, "prelaunch") || (streq(status, "paused") && k->before.state == VM_STARTING)) {
 		log_warning("the guest had not been started yet: starting it");
 		machine_go_on_starting(k);
 	} else {
-		keeper_set_state(k, VM_PAUSED, "keeper restarted");
+		keeper_keep_state(k, VM_PAUSED, "stopped by QEMU");
 	}
 	if (k->lease_error && k->state == VM_RUNNING)
 		keeper_lease_lost(k, TAKE_PTR(k->lease_error));

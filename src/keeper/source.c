@@ -73,6 +73,20 @@ static int check_blockers(Keeper *k, const MoveOptions *o, Error **err)
 	return r;
 }
 
+#define DIFFERENCES_MAX 20
+
+static char *joined(char *const *words)
+{
+	char *text = xstrdup(words[0]);
+
+	for (size_t i = 1; words[i] && i <= DIFFERENCES_MAX; i++) {
+		_cleanup_free_ char *before = text;
+
+		text = i < DIFFERENCES_MAX ? xasprintf("%s; %s", before, words[i]) : xasprintf("%s; and more", before);
+	}
+	return text;
+}
+
 /* A target's definition may differ where the guest cannot see it. */
 static int take_definition(Move *m, Error **err)
 {
@@ -88,8 +102,9 @@ static int take_definition(Move *m, Error **err)
 		return r;
 	vm_definition_pin(to, m->k->def);
 	if (vm_abi_compare(m->k->def, to, &differences) > 0) {
-		error_set(err, -EINVAL, "the target's definition changes what the guest sees: %s%s", differences[0],
-			  differences[1] ? " (and more)" : "");
+		_cleanup_free_ char *all = joined(differences);
+
+		error_set(err, -EINVAL, "the target's definition changes what the guest sees: %s", all);
 		error_hint(err, "only host paths, bridges and listen addresses may differ");
 		return -EINVAL;
 	}

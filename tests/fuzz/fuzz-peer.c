@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What a source may say: bytes for the peer socket of a keeper without a VM, through everything that is between them and the
- * engine. The first byte chooses: 1 the first line and D-Bus's first words are said as they should be, 2 a second
- * connection says the same, 4 the bytes come in two parts, 8 the first connection ends before the second part.
+ * What a source may say: bytes for the peer socket of a keeper without a VM, through everything that is between them
+ * and the engine. The first byte chooses: 1 the first line and D-Bus's first words are said as they should be, 2 a
+ * second connection says the same, 4 the bytes come in two parts, 8 the first connection ends before the second part.
  *
- * No QEMU is started and no connection table is touched: these two are replaced (meson.build). A VM that is off arrives in
- * full. Afterwards no connection is left, and a migration that was not committed is over.
+ * No QEMU is started and no connection table is touched: these two are replaced (meson.build). A VM that is off arrives
+ * in full. Afterwards no connection is left, and a migration that was not committed is over.
  */
 #include <errno.h>
 #include <signal.h>
@@ -30,8 +30,8 @@ int __wrap_qemu_process_start(_unused_ const QemuStart *start, _unused_ QemuProc
 	return error_set(err, -EPERM, "no QEMU here");
 }
 
-int __wrap_ct_apply_new(_unused_ const CtSelect *select, _unused_ const CtApplyOptions *options,
-			_unused_ CtApply **ret, Error **err)
+int __wrap_ct_apply_new(_unused_ const CtSelect *select, _unused_ const CtApplyOptions *options, _unused_ CtApply **ret,
+			Error **err)
 {
 	return error_set(err, -EPERM, "no connections here");
 }
@@ -74,7 +74,8 @@ static void begin(Keeper *k)
 	_cleanup_free_ char *dir = runtime_path(NAME, NULL), *journal = state_path(NAME, "journal");
 	_cleanup_error_ Error *err = NULL;
 
-	*k = (Keeper){.ready_fd = -1, .lock_fd = -1, .control_fd = -1, .peer_fd = -1, .name = xstrdup(NAME), .reason = ""};
+	*k = (Keeper){
+		.ready_fd = -1, .lock_fd = -1, .control_fd = -1, .peer_fd = -1, .name = xstrdup(NAME), .reason = ""};
 	if (dir_make(dir, 0700) < 0 || sd_event_new(&k->event) < 0 || host_conf_load(&k->conf, &err) < 0 ||
 	    journal_open(journal, &k->journal, &err) < 0) {
 		fprintf(stderr, "%s\n", err ? err->message : dir);

@@ -2,13 +2,15 @@
 """One wait loop for all transports: figures, pause, limits, throttle and cancel while memory moves, and its deadlines."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 
 import pytest
 
-from test_running import LOADED, ended, wait_until
+from stays import small
+from test_running import LOADED, ended, keeper, wait_until
 from testbed import Guest, Testbed, section
 
 NAME = "web1"
@@ -148,3 +150,49 @@ def test_deadline_of_a_phase(home):
         result = ended(mover, 1, limit=40)
     assert result["error"]["phase"] == "Perform" and "no progress" in result["error"]["message"], result
     assert "within 2.0 s" in result["error"]["message"] and "--deadline" in result["error"]["hint"]
+
+
+def test_state_and_reason(bed, home):
+    """Both, and since when, are as they were after a keeper's restart; of a VM that is off its history tells."""
+    here, there = home
+
+    def now(host=here):
+        status = host.status(NAME)
+        return status["state"], status["reason"], status["since"]
+
+    def survives(host, state, reason):
+        before, pid = now(host), keeper(host)
+        assert before[:2] == (state, reason)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: keeper(host) not in (None, pid) and host.vmferry("status", NAME, check=False).returncode == 0)
+        wait_until(lambda: now(host)[0] != "starting")
+        assert now(host) == before
+
+    survives(here, *now()[:2])
+    here.vmferry("pause", NAME)
+    survives(here, "paused", "user")
+    here.vmferry("resume", NAME)
+    survives(here, "running", "unpaused")
+    here.migrate(NAME, there, "--transport=tcp")
+    home.reverse()
+    survives(there, "running", "migrated")
+
+
+def events(host, vm):
+    return [json.loads(line)["event"] for line in host.vmferry("log", vm, "--json").stdout.splitlines()]
+
+
+def test_reason_of_an_end(bed):
+    """Without a keeper: how it ended, and what led there."""
+    small(bed.a, "off", 9)
+    ends = {"destroyed": lambda: bed.a.vmferry("kill", "off"),
+            "crashed": lambda: os.kill(bed.a.status("off")["pid"], signal.SIGKILL)}
+    for reason, end in ends.items():
+        bed.a.vmferry("start", "off")
+        assert (bed.a.status("off")["state"], bed.a.status("off")["reason"]) == ("running", "booted")
+        end()
+        wait_until(lambda: bed.a.status("off")["state"] == "off")
+        assert bed.a.status("off")["reason"] == reason and bed.a.status("off")["since"] > 0
+        assert events(bed.a, "off")[-2:] == ["started", reason]
+    row = next(vm for vm in bed.a.vmferry_json("list")["vms"] if vm["name"] == "off")
+    assert (row["state"], row["reason"]) == ("off", "crashed")

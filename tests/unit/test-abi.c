@@ -79,7 +79,6 @@ static const Pair pairs[] = {
 static VmDefinition *parse(const char *text)
 {
 	_cleanup_error_ Error *err = NULL;
-	_cleanup_strv_ char **words = NULL;
 	VmDefinition *def = NULL;
 	const char *twice = strstr(text, "accel = auto");
 	_cleanup_free_ char *copy = xstrdup(text);

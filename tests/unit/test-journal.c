@@ -403,11 +403,19 @@ static void test_failing_write(void **state)
 
 static const JournalRecord released[] = {
 	{.kind = JOURNAL_OWNER, .id = "00000000000000000000000000000001"},
-	{.kind = JOURNAL_COMMIT, .id = "00000000000000000000000000000002", .running = true, .peer = "ssh://root@b:2222"},
-	{.kind = JOURNAL_GONE, .id = "00000000000000000000000000000003", .running = true, .peer = "exec:ip netns 'b c'"},
+	{.kind = JOURNAL_COMMIT,
+	 .id = "00000000000000000000000000000002",
+	 .running = true,
+	 .peer = "ssh://root@b:2222"},
+	{.kind = JOURNAL_GONE,
+	 .id = "00000000000000000000000000000003",
+	 .running = true,
+	 .peer = "exec:ip netns 'b c'"},
 	{.kind = JOURNAL_COMMITTED, .id = "00000000000000000000000000000004", .peer = "host-id.of_a"},
 	{.kind = JOURNAL_ABORTED, .id = "00000000000000000000000000000005"},
-	{.kind = JOURNAL_COMMIT, .id = "00000000000000000000000000000006", .lease_generation = 18446744073709551615UL,
+	{.kind = JOURNAL_COMMIT,
+	 .id = "00000000000000000000000000000006",
+	 .lease_generation = 18446744073709551615UL,
 	 .peer = "direct:ssh://b"},
 };
 
@@ -455,12 +463,19 @@ static void test_golden(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_kinds),	TEST(test_new_file),
-		TEST(test_reload),	TEST(test_unwritable),
-		TEST(test_golden),	TEST(test_torn_slot),	TEST(test_damaged),
-		TEST(test_half_made),	TEST(test_aborted),
-		TEST(test_ring),	TEST(test_ring_keeps_what_stands),
-		TEST(test_unforgotten), TEST(test_failing_write),
+		TEST(test_kinds),
+		TEST(test_new_file),
+		TEST(test_reload),
+		TEST(test_unwritable),
+		TEST(test_golden),
+		TEST(test_torn_slot),
+		TEST(test_damaged),
+		TEST(test_half_made),
+		TEST(test_aborted),
+		TEST(test_ring),
+		TEST(test_ring_keeps_what_stands),
+		TEST(test_unforgotten),
+		TEST(test_failing_write),
 	};
 
 	golden_dir = argc > 1 ? argv[1] : "tests/unit/golden";
