@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""names.pml and rows.pml: the engine's table in Promela, with every seeded bug in it, each switched on by its number (SEED)."""
+
+import dataclasses
+import pathlib
+import re
+
+FRAME = pathlib.Path(__file__).with_name("vmferry.pml")
+
+
+class Problem(Exception):
+    pass
+
+
+@dataclasses.dataclass
+class Row:
+    state: str
+    event: str
+    need: int
+    without: int
+    next: str
+    actions: list
+    seed: int = 0  # of the bug that this row is
+    wrong_in: list = dataclasses.field(default_factory=list)  # bugs in which another takes its place
+
+
+@dataclasses.dataclass
+class Seed:
+    """A bug. Rows made wrong: (state, event, an action that marks the row or "", next state, actions); a row that is not in
+    the table is added before the others. @frame: a switch of vmferry.pml, SEED_NAME. The rest is what it takes to see it."""
+
+    what: str
+    rows: list = ()
+    frame: str = ""
+    faults: int = 2
+    attempts: int = 1
+    lease: int = 0
+
+
+SEEDS = [
+    Seed(
+        "Finish before COMMIT is journalled",
+        [
+            ("S_COMMIT", "ENTER", "JOURNAL_COMMIT", "S_RELEASE", []),
+            ("S_SEND", "ENTER", "SEND_FINISH", "S_WAIT", ["SEND_FINISH", "JOURNAL_COMMIT"]),
+        ],
+    ),
+    Seed("a COMMIT that could not be written is sent", [("S_COMMIT", "ACTION_FAILED", "", "S_RELEASE", [])]),
+    Seed("resume when the link is lost, without an outcome", [("S_WAIT", "LINK_LOST", "", "S_NEVER_LEASE", [])]),
+    Seed("resume at the deadline, without an outcome", [("S_WAIT", "DEADLINE", "", "S_NEVER_LEASE", [])]),
+    Seed("resume after a restart, without an outcome", [("S_DOUBT", "RESTART", "", "S_NEVER_LEASE", [])]),
+    Seed("cancel after COMMIT", [("S_WAIT", "CANCEL", "", "S_CANCEL", [])], frame="CANCEL"),
+    Seed("start does not look at the journal", frame="START"),
+    Seed("in doubt for ever", [("S_DOUBT", "REACHED", "", "S_DOUBT", [])]),
+    Seed("SIGKILL before GONE", [("S_GONE", "ENTER", "", "S_DESTROY", [])]),
+    Seed("SIGKILL in doubt", [("S_DOUBT", "REACHED", "", "S_WAIT", ["KILL_QEMU", "SEND_OUTCOME"])]),
+    Seed("the guest resumes without an OWNER record", [("S_NEVER_RECORD", "ENTER", "", "S_NEVER_RESUME", [])]),
+    Seed("the guest stays paused after a cancel", [("S_CANCEL", "SETTLED", "CONT_BACK", "S_IDLE", ["SEND_ABORT", "END"])]),
+    Seed("a cancel does not wait until QEMU settles", [("S_CANCEL", "ENTER", "SETTLE", "S_IDLE", ["SEND_ABORT", "END"])]),
+    Seed("the note of a migration goes before its cont is answered", frame="NOTE_BEFORE_CONT"),
+    Seed("Finish without the barrier", [("T_WAIT", "FINISH", "", "T_LEASE", [])]),
+    Seed("cont before COMMITTED is journalled", [("T_JOURNAL", "ENTER", "JOURNAL_COMMITTED", "T_CONT", [])]),
+    Seed("a COMMITTED that could not be written is carried out", [("T_JOURNAL", "ACTION_FAILED", "", "T_CONT", [])]),
+    Seed("the target aborts what it has COMMITTED", [("T_CONT", "RESTART", "CONT", "T_ABORT", [])]),
+    Seed("the target does not carry out what it has COMMITTED", [("T_CONT", "RESTART", "CONT", "T_OWNER", [])]),
+    Seed("the target forgets COMMITTED early", frame="FORGET_EARLY"),
+    Seed("QEMU dead after cont is taken for Never", [("T_RESUMING", "QEMU_DEAD", "", "T_ABORT", [])]),
+    Seed("an error of cont after a restart is taken for Never", [("T_RESUMING", "CONT_ERROR", "KILL_QEMU", "T_ABORT", [])], faults=3),
+    Seed("Never without a record", [("T_ABORT", "ENTER", "", "T_KILL", [])]),
+    Seed("Never before SIGKILL", [("T_KILL", "ENTER", "KILL_QEMU", "T_NEVER", [])]),
+    Seed("Never before QEMU is reaped", [("T_KILL", "ENTER", "KILL_QEMU", "T_NEVER", ["KILL_QEMU"])]),
+    Seed("a restart runs a QEMU that is merely loaded", frame="RUN_LOADED"),
+    Seed("the target waits for ever", [("T_WAIT", "LINK_LOST", "", "T_WAIT", [])]),
+    Seed("Outcome does not force a decision", [("T_WAIT", "OUTCOME", "", "T_WAIT", [])]),
+    Seed("stuck when GONE cannot be written", [("S_GONE", "ACTION_FAILED", "", "S_GONE", [])]),
+    Seed("stuck when ABORTED cannot be written", frame="ABORTED_MUST_BE"),
+    Seed("lease released while QEMU may resume", [("S_PERFORM", "PRE_SWITCHOVER", "", "S_HOLD", ["RELEASE_LEASE"])], lease=1),
+    Seed("the guest resumes without its lease", [("S_NEVER_LEASE", "ENTER", "", "S_NEVER_RECORD", [])], lease=1),
+]
+
+
+def parse(text):
+    """What print-rows prints."""
+    table = {"state": {}, "event": [], "action": [], "fact": []}
+    rows = []
+    for line in text.splitlines():
+        kind, *words = line.split()
+        if kind == "row":
+            rows.append(Row(words[0], words[1], int(words[2]), int(words[3]), words[4], words[5:]))
+        elif kind == "state":
+            table["state"][words[0]] = words[1] == "1"
+        else:
+            table[kind].append(words[0])
+    return table, rows
+
+
+def with_seeds(rows):
+    rows = list(rows)
+    for number, seed in enumerate(SEEDS, 1):
+        for state, event, marked, then, actions in seed.rows:
+            at = [i for i, r in enumerate(rows) if not r.seed and (r.state, r.event) == (state, event) and (not marked or marked in r.actions)]
+            if marked and not at:
+                raise Problem(f"seeded bug '{seed.what}': no row {state} {event} with {marked}")
+            if at:
+                right = rows[at[0]]
+                right.wrong_in.append(number)
+                wrong = dataclasses.replace(right, next=then, actions=actions, seed=number, wrong_in=[])
+                rows.insert(at[0], wrong)
+            else:
+                rows.insert(0, Row(state, event, 0, 0, then, actions, number))
+    return rows
+
+
+def check_known(table, rows):
+    """Every action and fact of the rows has its meaning in vmferry.pml."""
+    frame = FRAME.read_text()
+    for action in {a for r in rows for a in r.actions}:
+        if not re.search(rf"^inline do_{action}\(\)", frame, re.M):
+            raise Problem(f"model/vmferry.pml does not say what action {action} does: inline do_{action}()")
+    for bit, fact in enumerate(table["fact"]):
+        if any((r.need | r.without) >> bit & 1 for r in rows) and not re.search(rf"^#define fact_{fact}\b", frame, re.M):
+            raise Problem(f"model/vmferry.pml does not say when fact {fact} holds: #define fact_{fact}")
+    for event in {r.event for r in rows}:
+        if not re.search(rf"\bEV_{event}\b", frame) and event not in NEVER_RAISED:
+            raise Problem(f"nothing in model/vmferry.pml raises event {event}: EV_{event}")
+
+
+# Events that the model does not raise, and why.
+NEVER_RAISED = {
+    "QEMU_GONE": "the keeper says qemu-dead, whoever killed it",
+    "FOLLOWED": "the connection table is always complete: waiting for it only delays, within a limit",
+}
+
+
+def guard(table, row):
+    terms = [f"SEED == {row.seed}"] if row.seed else [f"SEED != {n}" for n in row.wrong_in]
+    for bit, fact in enumerate(table["fact"]):
+        if row.need >> bit & 1:
+            terms.append(f"fact_{fact}")
+        if row.without >> bit & 1:
+            terms.append(f"!fact_{fact}")
+    return " && ".join(terms) or "true"
+
+
+def pick_rows(table, rows, indent):
+    """The first row that fits: each in the else of the one before."""
+    if not rows:
+        return [f"{indent}skip"]
+    row, numbers = rows[0], {a: n for n, a in enumerate(table["action"])}
+    todo = sum(numbers[a] * len(table["action"]) ** i for i, a in enumerate(row.actions))
+    take = f"found = 1; then[h] = {row.next}; todo[h] = {todo}"
+    comment = f" /* {', '.join(row.actions)} */" if row.actions else ""
+    test = guard(table, row)
+    if test == "true":
+        return [f"{indent}{take}{comment}"]
+    return (
+        [f"{indent}if", f"{indent}:: {test} -> {take}{comment}", f"{indent}:: else ->"]
+        + pick_rows(table, rows[1:], indent + "\t")
+        + [f"{indent}fi"]
+    )
+
+
+def pick(table, rows):
+    out = ["inline pick()", "{", "\tif"]
+    for state in table["state"]:
+        here = [r for r in rows if r.state == state]
+        if not here:
+            continue
+        out += [f"\t:: state[h] == {state} ->", "\t\tif"]
+        for event in dict.fromkeys(r.event for r in here):
+            out.append(f"\t\t:: e == EV_{event} ->")
+            out += pick_rows(table, [r for r in here if r.event == event], "\t\t\t")
+        out += ["\t\t:: else", "\t\tfi"]
+    return out + ["\t:: else", "\tfi", "}"]
+
+
+def act(rows):
+    out = ["inline act(a)", "{", "\tif"]
+    for action in sorted({a for r in rows for a in r.actions}):
+        out.append(f"\t:: a == DO_{action} -> do_{action}()")
+    return out + ["\tfi", "}"]
+
+
+def one_of(name, states):
+    tests = " || ".join(f"(s) == {s}" for s in states) or "false"
+    return f"#define {name}(s) ({tests})"
+
+
+def promela(text):
+    """names.pml and rows.pml from print-rows' output."""
+    table, plain = parse(text)
+    rows = with_seeds(plain)
+    check_known(table, rows)
+    head = "/* Generated by model/rows.py from src/move/rows.h: do not edit. */"
+    out = [head]
+    out += [f"#define {s} {n}" for n, s in enumerate(table["state"])]
+    out += [f"#define EV_{e} {n}" for n, e in enumerate(table["event"], 1)]
+    out += [f"#define DO_{a} {n}" for n, a in enumerate(table["action"])]
+    out.append(f"#define ACTIONS {len(table['action'])}")
+    out += [f"#define SEED_{s.frame} (SEED == {n})" for n, s in enumerate(SEEDS, 1) if s.frame]
+    known = [f for f in table["fact"] if re.search(rf"^#define fact_{f}\b", FRAME.read_text(), re.M)]
+    out.append("#define facts() (" + " + ".join(f"(fact_{f} -> {1 << table['fact'].index(f)} : 0)" for f in known) + ")")
+    for name, event in (("has_enter", "ENTER"), ("has_deadline", "DEADLINE"), ("has_failed", "FAILED")):
+        out.append(one_of(name, dict.fromkeys(r.state for r in rows if r.event == event)))
+    out.append(one_of("committed", [s for s, committed in table["state"].items() if committed]))
+    return {"names.pml": "\n".join(out) + "\n", "rows.pml": "\n".join([head] + pick(table, rows) + act(rows)) + "\n"}
+
+
+def unpack(table, todo):
+    actions = []
+    while todo:
+        actions.append(table["action"][todo % len(table["action"])])
+        todo //= len(table["action"])
+    return actions
+
+
+def words_of(table, row):
+    facts = [("" if row.need >> bit & 1 else "not ") + f for bit, f in enumerate(table["fact"]) if (row.need | row.without) >> bit & 1]
+    return f"{row.state} {row.event}{' if ' if facts else ''}{', '.join(facts)}"
+
+
+def never_taken(text, lines):
+    """Rows of the table that none of the model's lines "row ..." is."""
+    table, plain = parse(text)
+    states, taken = list(table["state"]), set()
+    for line in lines:
+        state, event, facts, _, _ = map(int, line.split()[1:])
+        for i, r in enumerate(plain):
+            if (r.state, r.event) == (states[state], table["event"][event]) and facts & r.need == r.need and not facts & r.without:
+                taken.add(i)
+                break
+    return [words_of(table, r) for i, r in enumerate(plain) if i not in taken]
+
+
+def in_words(text, line):
+    table, _ = parse(text)
+    state, event, facts, then, todo = map(int, line.split()[1:])
+    known = ", ".join(f for bit, f in enumerate(table["fact"]) if facts >> bit & 1)
+    states = list(table["state"])
+    return f"{states[state]} {table['event'][event]} -> {states[then]}: {', '.join(unpack(table, todo))} [{known}]"
