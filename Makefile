@@ -20,6 +20,9 @@ check: deps
 check-long: deps
 	@VMFERRY_TEST_LONG=1 tools/check
 
+model: all
+	@model/check $(BUILD) exhaustive
+
 bench: all
 	@bench/conntrack
 	@bench/run
@@ -31,4 +34,4 @@ install: deps
 clean:
 	rm -rf $(BUILD) build-asan
 
-.PHONY: all deps demo check check-long bench install clean
+.PHONY: all deps demo check check-long model bench install clean

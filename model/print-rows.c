@@ -4,8 +4,8 @@
  *
  *   state ID DEADLINE? COMMITTED?    event ID    action ID    fact ID    row STATE EVENT NEED NOT NEXT ACTION...
  *
- * in the order of their numbers; NEED and NOT are bits. With "replay": lines "row STATE EVENT FACTS NEXT ACTIONS" as the
- * model prints them, all numbers, ACTIONS to the base of the number of actions; each must be what move_step() says.
+ * in the order of their numbers; NEED and NOT are bits. With "replay": lines "row STATE EVENT FACTS NEXT ACTIONS" as
+ * the model prints them, all numbers, ACTIONS to the base of the number of actions; each must be what move_step() says.
  */
 #include <stdio.h>
 #include <string.h>

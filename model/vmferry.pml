@@ -248,6 +248,8 @@ inline do_JOURNAL_COMMIT()
 	REC(h, id[h]) = R_COMMIT
 }
 
+/* It goes with the last process that has it: a keeper that has nothing to do leaves, a QEMU has it while it lives. */
+#define drop_lease() holder = (holder == h && qemu[h] == Q_NONE -> NOBODY : holder)
 inline do_RELEASE_LEASE() { holder = (holder == h -> NOBODY : holder) }
 inline do_SEND_FINISH() { tell(M_FINISH) }
 inline do_SEND_OUTCOME() { tell(M_OUTCOME) }
@@ -280,6 +282,9 @@ inline do_ACQUIRE_LEASE()
 	fi
 }
 
+/* In doubt it decides, if nobody can have had it since. */
+#define lease_can_be_retaken (LEASE && lease_is_ours(h))
+inline do_RETAKE_LEASE() { do_ACQUIRE_LEASE() }
 inline do_JOURNAL_OWNER() { REC(h, id[h]) = R_OWNER }
 inline do_RESUME() { sent_cont[h] = qemu[h] == Q_POST }
 inline do_JOURNAL_GONE() { REC(h, id[h]) = R_GONE }
@@ -309,6 +314,7 @@ inline end_source()
 	waits[h] = 0;
 	receiving[h] = 0;
 	soon[h] = 0;
+	drop_lease();
 	if
 	:: !sent_cont[h] || SEED_NOTE_BEFORE_CONT ->
 		note[h] = 0;
@@ -366,7 +372,8 @@ inline end_target()
 	asked[h] = 0;
 	prepares[h] = 0;
 	soon[h] = 0;
-	told[h] = 0
+	told[h] = 0;
+	drop_lease()
 }
 
 inline own(migration)
@@ -415,6 +422,8 @@ inline do_END()
 	 a == DO_JOURNAL_OWNER || a == DO_JOURNAL_GONE || a == DO_JOURNAL_COMMITTED || (LEASE && a == DO_RELEASE_LEASE) ||  \
 	 a == DO_JOURNAL_ABORTED && (SEED_ABORTED_MUST_BE || REC(h, id[h]) == R_COMMITTED))
 
+#define no_lease(a) (a == DO_ACQUIRE_LEASE && !lease_can_be_had || a == DO_RETAKE_LEASE && !lease_can_be_retaken)
+
 /* ---- keepers come and go ---- */
 
 /* What dies with a keeper. A cont it has sent a moment ago is read by QEMU, or not. */
@@ -438,6 +447,7 @@ inline keeper_dies()
 	asked[h] = 0;
 	from[h] = FROM_NOBODY;
 	dead[h] = 0;
+	drop_lease();
 	close_link();
 	break_link_of(peer)
 }
@@ -449,7 +459,11 @@ inline qemu_dies()
 	sent_cont[h] = 0;
 	data[h] = 0;
 	data[peer] = 0;
-	dead[h] = up[h]
+	dead[h] = up[h];
+	if
+	:: !up[h] -> drop_lease()
+	:: else
+	fi
 }
 
 /* keeper.c's begin() and recover.c: from the journal, the note and QEMU. */
@@ -671,7 +685,8 @@ end:
 			:: active(h) -> e = EV_QEMU_DEAD
 			:: else -> /* the VM is off, the runtime directory goes */
 				note[h] = 0;
-				id[h] = 0
+				id[h] = 0;
+				drop_lease()
 			fi
 		:: qemu[h] == Q_DYING -> d_step { qemu_dies() }
 		:: ready(h) && state[h] == S_PERFORM && qemu[h] == Q_PRE -> e = EV_PRE_SWITCHOVER
@@ -719,6 +734,7 @@ end:
 		:: ready(h) && state[h] == T_GATE && !gate[h] ->
 			gate[h] = 1;
 			e = EV_GATE_OVER
+		:: LEASE && ready(h) && state[h] == S_DOUBT && lease_is_ours(h) -> e = EV_LEASE
 		/* the link it has made */
 		:: ready(h) && connecting[h] && up[peer] ->
 			connecting[h] = 0;
@@ -793,8 +809,6 @@ end:
 		:: ready(h) && !assumed && state[h] == S_DOUBT && REC(peer, id[h]) == R_ABORTED && qemu[peer] == Q_NONE ->
 			assumed = 1;
 			e = EV_ASSUME_NOWHERE
-		/* the lease of a guest that is off */
-		:: LEASE && holder == h && qemu[h] == Q_NONE && !active(h) -> holder = NOBODY
 		/* faults */
 		:: fault && up[h] ->
 			faults++;
@@ -817,8 +831,7 @@ end:
 				qemu_dies();
 				note[h] = 0;
 				id[h] = 0;
-				told[h] = 0;
-				holder = (holder == h -> NOBODY : holder)
+				told[h] = 0
 			}
 			fi
 		:: fault && qemu[h] != Q_NONE && qemu[h] != Q_DYING -> d_step {
@@ -866,8 +879,8 @@ end:
 		:: !go
 		:: else ->
 			if
-			:: todo[h] % ACTIONS != DO_ACQUIRE_LEASE || lease_can_be_had
-			:: todo[h] % ACTIONS == DO_ACQUIRE_LEASE && !lease_can_be_had -> fails = 1
+			:: !no_lease(todo[h] % ACTIONS)
+			:: no_lease(todo[h] % ACTIONS) -> fails = 1
 			:: fault && may_fail(todo[h] % ACTIONS) ->
 				faults++;
 				fails = 1

@@ -200,6 +200,15 @@ void move_retry_now(Move *m)
 
 /* ---- ours again ---- */
 
+static void drop_note(Move *m)
+{
+	_cleanup_free_ char *path = runtime_path(m->k->name, "move");
+
+	(void)unlink(path);
+}
+
+/* QEMU throws away what a connection that ends has still in its queue: until cont is answered, the note says what is
+ * due. */
 static void on_cont_reply(json_object *ret, const char *error, void *userdata)
 {
 	Move *m = userdata;
@@ -209,12 +218,16 @@ static void on_cont_reply(json_object *ret, const char *error, void *userdata)
 		log_error("the guest does not resume: %s", error);
 		return;
 	}
+	if (m->cont_due && !move_active(m))
+		drop_note(m);
+	m->cont_due = false;
 	keeper_set_state(m->k, VM_RUNNING, "migration failed");
 }
 
 int do_resume(Move *m)
 {
 	log_warning("the guest resumes here");
+	m->cont_due = true;
 	machine_qmp(m->k, "cont", NULL, on_cont_reply, m);
 	return 0;
 }
@@ -328,7 +341,6 @@ static void answer_check(Move *m)
 /* What this side holds of the attempt; the engine's state and the result stay. */
 static void let_go(Move *m)
 {
-	_cleanup_free_ char *path = runtime_path(m->k->name, "move");
 	sd_event_source **all[] = {&m->timeout,	 &m->progress,	  &m->hold_timer, &m->watchdog,
 				   &m->prove_io, &m->prove_timer, &m->retry_timer};
 
@@ -339,7 +351,8 @@ static void let_go(Move *m)
 	follow_stop(m);
 	m->data = data_free(m->data);
 	m->link = link_free(m->link);
-	(void)unlink(path);
+	if (!m->cont_due)
+		drop_note(m);
 }
 
 static void finish_source(Move *m)

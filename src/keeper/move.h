@@ -83,6 +83,7 @@ struct Move {
 	unsigned int qmp_pending;
 	bool ping_pending, ping_done;
 	unsigned int settle_tries;
+	bool cont_due; /* cont is sent to the QEMU that goes on here, and not answered */
 	unsigned int reconnects;
 	uint64_t lease_generation; /* at which the source gives the lease up; 0: there is none */
 	sd_event_source *retry_timer;

@@ -115,6 +115,10 @@ int do_say_lost(Move *m)
 
 /* ---- the way back ---- */
 
+/*
+ * Over COMMITTED it must be durable before anything is said. Over nothing it need not: what a restart finds undecided
+ * is killed, and asked again the same is said; so a full disk does not keep a QEMU here that nobody will ask for.
+ */
 int do_journal_aborted(Move *m)
 {
 	const JournalRecord *record = journal_find(m->k->journal, m->id);
@@ -126,7 +130,7 @@ int do_journal_aborted(Move *m)
 	if (!record || record->kind != JOURNAL_ABORTED)
 		r = target_tombstone(m->k, m->id, &err);
 	move_error(m, err);
-	return r;
+	return record && record->kind == JOURNAL_COMMITTED ? r : 0;
 }
 
 int do_say_never(Move *m)
