@@ -10,11 +10,11 @@
  * that anything may come between two.
  *
  * FAULTS: at most so many in a run; ATTEMPTS: migrations, each from whoever has the guest; LEASE: 1 with leases;
- * OFFLINE: 1 for a VM that is off; SEED: which of model/rows.py's bugs is in. RUNTIME: the verifier takes all of them from
- * its environment.
+ * OFFLINE: 1 for a VM that is off; GONE: 1 if a host may be gone for good; SEED: which of model/rows.py's bugs is in.
+ * RUNTIME: the verifier takes all of them from its environment.
  */
 #ifdef RUNTIME
-byte FAULTS, ATTEMPTS, LEASE, OFFLINE, SEED;
+byte FAULTS, ATTEMPTS, LEASE, OFFLINE, GONE, SEED;
 c_decl {
 \#include "steps.h"
 }
@@ -33,6 +33,9 @@ c_decl {
 #define OFFLINE 0
 #endif
 
+#ifndef GONE
+#define GONE 0
+#endif
 #ifndef SEED
 #define SEED 0
 #endif
@@ -123,6 +126,7 @@ byte generation = 1, offered[2]; /* as COMMIT and Finish say it */
 
 byte faults, attempts;
 bool assumed; /* the operator has decided once */
+bool gone[2]; /* that host never comes back */
 
 #define peer (1 - h)
 #define REC(host, migration) rec[2 * (host) + (migration) - 1]
@@ -282,6 +286,7 @@ inline do_ACQUIRE_LEASE()
 	fi
 }
 
+#define lease_is_lost(host) (LEASE && state[host] == S_DOUBT && last_holder != host)
 /* In doubt it decides, if nobody can have had it since. */
 #define lease_can_be_retaken (LEASE && lease_is_ours(h))
 inline do_RETAKE_LEASE() { do_ACQUIRE_LEASE() }
@@ -464,6 +469,15 @@ inline qemu_dies()
 	:: !up[h] -> drop_lease()
 	:: else
 	fi
+}
+
+inline host_dies()
+{
+	keeper_dies();
+	qemu_dies();
+	note[h] = 0;
+	id[h] = 0;
+	told[h] = 0
 }
 
 /* keeper.c's begin() and recover.c: from the journal, the note and QEMU. */
@@ -655,7 +669,7 @@ end:
 			e = urgent[h];
 			urgent[h] = NO_EVENT
 		:: up[h] && !urgent[h] && todo[h] -> go = 1
-		:: !up[h] && qemu[h] != Q_DYING -> d_step { keeper_begins() }
+		:: !up[h] && !gone[h] && qemu[h] != Q_DYING -> d_step { keeper_begins() }
 		:: ready(h) && late[h] ->
 			late[h] = 0;
 			e = EV_DEADLINE
@@ -806,7 +820,9 @@ end:
 		:: ready(h) && !assumed && state[h] == S_DOUBT && REC(peer, id[h]) == R_COMMITTED && runs(peer) ->
 			assumed = 1;
 			e = EV_ASSUME_THERE
-		:: ready(h) && !assumed && state[h] == S_DOUBT && REC(peer, id[h]) == R_ABORTED && qemu[peer] == Q_NONE ->
+		:: ready(h) && state[h] == S_DOUBT &&
+			(!assumed && REC(peer, id[h]) == R_ABORTED && qemu[peer] == Q_NONE ||
+			 gone[peer] && !(assumed && lease_is_lost(h))) ->
 			assumed = 1;
 			e = EV_ASSUME_NOWHERE
 		/* faults */
@@ -826,13 +842,14 @@ end:
 					fi;
 					sent_cont[h] = 0
 				}
-			:: d_step { /* the whole host */
-				keeper_dies();
-				qemu_dies();
-				note[h] = 0;
-				id[h] = 0;
-				told[h] = 0
+			:: d_step {
+				host_dies()
 			}
+			:: GONE && !gone[peer] ->
+				d_step {
+					host_dies();
+					gone[h] = 1
+				}
 			fi
 		:: fault && qemu[h] != Q_NONE && qemu[h] != Q_DYING -> d_step {
 			faults++;
@@ -900,9 +917,11 @@ end:
 		fails = 0;
 		d_step {
 			must(!(runs(0) && runs(1)), "two run\n");
-			must(!(owner(0) && owner(1)), "two own it\n");
+			must(!(owner(0) && owner(1)) || gone[0] || gone[1], "two own it\n");
 			must(!(runs(0) && !owner(0)) && !(runs(1) && !owner(1)), "it runs where it must not\n");
-			must(!(runs(0) && stale[0]) && !(runs(1) && stale[1]), "what runs is behind\n");
+			/* the operator's word may be the end of what a lost host has done since */
+			must(!(runs(0) && stale[0]) && !(runs(1) && stale[1]) || assumed && (gone[0] || gone[1]),
+			     "what runs is behind\n");
 			must(!LEASE || !(runs(0) && holder != 0) && !(runs(1) && holder != 1), "it runs without its lease\n")
 		}
 	}
@@ -917,6 +936,14 @@ end:
 #define clean(host)                                                                                                    \
 	(up[host] && !active(host) && !note[host] && !waits[host] && !dead[host] && (runs(host) || qemu[host] == Q_NONE))
 
+/*
+ * A host is gone for good. The other one runs the guest; or the guest was the lost host's; or the lost one has taken the
+ * lease, which only a person may break. Without a lease it takes the operator's word to get out of doubt, given above.
+ */
+#define survives(host)                                                                                                 \
+	must(lease_is_lost(host) || clean(host), "at the end: something is left over\n");                              \
+	must(lease_is_lost(host) || OFFLINE || runs(host) == owner(host), "at the end: none runs\n")
+
 active proctype clock()
 {
 #ifdef RUNTIME
@@ -925,6 +952,7 @@ active proctype clock()
 		PARAMETER(ATTEMPTS);
 		PARAMETER(LEASE);
 		PARAMETER(OFFLINE);
+		PARAMETER(GONE);
 		PARAMETER(SEED);
 	};
 #endif
@@ -942,7 +970,12 @@ active proctype clock()
 		fi
 	od;
 	must(!waits[0] && !waits[1], "at the end: a cancel is not answered\n");
-	must(owner(0) != owner(1), "at the end: nobody owns it\n");
-	must(OFFLINE || runs(0) != runs(1), "at the end: none runs\n");
-	must(clean(0) && clean(1), "at the end: something is left over\n")
+	if
+	:: gone[0] -> survives(1)
+	:: gone[1] -> survives(0)
+	:: else ->
+		must(owner(0) != owner(1), "at the end: nobody owns it\n");
+		must(OFFLINE || runs(0) != runs(1), "at the end: none runs\n");
+		must(clean(0) && clean(1), "at the end: something is left over\n")
+	fi
 }

@@ -214,12 +214,43 @@ static void set_state(Move *m, MoveState next)
 		keeper_set_state(m->k, VM_IN_DOUBT, "committed, no answer");
 }
 
+/*
+ * What the journal must say of this migration when an action is carried out, on either side; 0: never there. Actions
+ * that are not here are safe under any record. The model holds the same rules (must() in model/vmferry.pml).
+ */
+#define K(kind) (1U << JOURNAL_##kind)
+static const struct {
+	MoveAction action;
+	unsigned int source, target;
+} legal[] = {
+	{MOVE_DO_JOURNAL_COMMIT, K(NONE), 0}, {MOVE_DO_SEND_FINISH, K(COMMIT), 0},
+	{MOVE_DO_SEND_OUTCOME, K(COMMIT), 0}, {MOVE_DO_JOURNAL_OWNER, K(COMMIT), 0},
+	{MOVE_DO_RESUME, K(OWNER), 0},	      {MOVE_DO_CONT_BACK, K(NONE) | K(OWNER), 0},
+	{MOVE_DO_JOURNAL_GONE, K(COMMIT), 0}, {MOVE_DO_KILL_QEMU, K(GONE), K(NONE) | K(ABORTED) | K(COMMITTED)},
+	{MOVE_DO_FORGET, K(GONE), 0},	      {MOVE_DO_JOURNAL_COMMITTED, 0, K(NONE)},
+	{MOVE_DO_CONT, 0, K(COMMITTED)},      {MOVE_DO_SAY_RUNNING, 0, K(COMMITTED)},
+	{MOVE_DO_SAY_LOST, 0, K(COMMITTED)},  {MOVE_DO_SAY_NEVER, 0, K(NONE) | K(ABORTED)},
+};
+#undef K
+
+/* A keeper that would break a rule dies instead: the next one goes on from the journal. */
+static void assert_legal(const Move *m, MoveAction action)
+{
+	const JournalRecord *record = journal_find(m->k->journal, m->id);
+	JournalKind kind = record ? record->kind : JOURNAL_NONE;
+
+	for (size_t i = 0; i < ARRAY_SIZE(legal); i++)
+		if (legal[i].action == action)
+			assert((move_is_target(m) ? legal[i].target : legal[i].source) & 1U << kind);
+}
+
 static int run_actions(Move *m, const MoveRow *row)
 {
 	for (size_t i = 0; i < MOVE_ROW_ACTIONS && row->actions[i] != MOVE_DO_NOTHING; i++) {
 		int r;
 
 		log_debug("migration: %s", move_action_name(row->actions[i]));
+		assert_legal(m, row->actions[i]);
 		fault_point(m, row->actions[i], true);
 		r = actions[row->actions[i]](m);
 		if (r < 0)
