@@ -273,15 +273,23 @@ inline take_lease()
 	generation++
 }
 
-/* Compare and swap: the target takes what was offered and nothing else; the source, what nobody has had since. */
+/*
+ * Compare and swap: the target takes what was offered and nothing else; the source, what nobody has had since, or what
+ * it likes when it has no guest in memory that could be behind.
+ */
 #define lease_is_ours(host) (holder == host || (holder == NOBODY && last_holder == host))
 #define lease_can_be_had                                                                                               \
 	(!LEASE || (is_target(h) -> (holder == NOBODY && generation == offered[peer])                                  \
-			: (lease_is_ours(h) || (holder == NOBODY && generation == offered[h] + 1))))
+			: (lease_is_ours(h) ||                                                                 \
+			   (holder == NOBODY && (generation == offered[h] + 1 || qemu[h] == Q_NONE)))))
 inline do_ACQUIRE_LEASE()
 {
 	if
 	:: LEASE && holder != h -> take_lease()
+	:: else
+	fi;
+	if
+	:: !is_target(h) -> drop_lease() /* without a QEMU: what the target could have taken it with is used up, that is all */
 	:: else
 	fi
 }
