@@ -77,7 +77,7 @@ def run_moves(entries, rates, rounds):
 def count_invalid(host):
     """A counter of its own before the firewall, which drops them silently."""
     family = "inet" if os.path.exists("/proc/sys/net/bridge") else "bridge"
-    rules = f"table {family} count {{ chain c {{ type filter hook forward priority -1; ct state invalid counter }}; }}"
+    rules = f"table {family} count {{ chain c {{ type filter hook forward priority -1; ct state invalid counter; }}; }}"
     command(*host.netns.exec("nft", rules))
     return lambda: sum(
         rule["counter"]["packets"]

@@ -41,11 +41,22 @@ int vm_select(const VmDefinition *def, CtSelect **ret, Error **err)
 	return 1;
 }
 
+/* Nothing waits for the table any more. */
+static void follow_done(Move *m)
+{
+	if (m->facts & MOVE_FACT_FOLLOW_DONE)
+		return;
+	move_fact(m, MOVE_FACT_FOLLOW_DONE, true);
+	perform_followed(m);
+	move_event(m, MOVE_EV_FOLLOWED);
+}
+
 static void lost(Move *m, const char *why)
 {
 	if (!m->delta_lost)
 		move_warn(m, "connections could not be handed over: %s", why);
 	m->delta_lost = true;
+	follow_done(m);
 }
 
 static void send_next(Move *m);
@@ -106,20 +117,27 @@ static void warn_of_bound(Move *m)
 			  n == 1 ? " is" : "s are", example);
 }
 
-/* The table is complete, and the target has all of it but for what changed a moment ago. */
+/*
+ * Whether the table is complete, and the target has all of it but for what changed a moment ago. It is no more when events were
+ * lost: then a new dump runs.
+ */
 static void check_complete(Move *m)
 {
+	bool done = m->facts & MOVE_FACT_FOLLOW_DONE;
 	CtFollowStats stats;
 
-	if (m->facts & MOVE_FACT_FOLLOW_DONE || m->state < MOVE_S_OPEN || m->delta_full)
-		return;
 	ct_follow_stats(m->follow, &stats);
-	if (!stats.complete)
+	if (done && !stats.complete && m->state < MOVE_S_HOLD) {
+		log_debug("events of connections were lost: they are read anew");
+		move_fact(m, MOVE_FACT_FOLLOW_DONE, false);
+	}
+	if (done || !stats.complete || m->state < MOVE_S_OPEN || m->delta_full)
 		return;
 	log_debug("the connection table is complete: %" PRIu64 " entries", stats.entries);
-	warn_of_bound(m);
-	move_fact(m, MOVE_FACT_FOLLOW_DONE, true);
-	move_event(m, MOVE_EV_FOLLOWED);
+	if (!m->bound_told)
+		warn_of_bound(m);
+	m->bound_told = true;
+	follow_done(m);
 }
 
 /* One delta is under way at a time; before the target's Prepare is answered none. */

@@ -80,7 +80,7 @@ struct Move {
 	char *prove_failure;
 	Data *data;
 	char *uri;
-	unsigned int qmp_pending;
+	unsigned int setup_pending; /* before memory moves */
 	bool ping_pending, ping_done;
 	unsigned int settle_tries;
 	bool cont_due; /* cont is sent to the QEMU that goes on here, and not answered */
@@ -100,7 +100,7 @@ struct Move {
 	CtSelect *select;
 	CtFollow *follow;
 	sd_event_source *delta_timer;
-	bool follow_wanted, delta_in_flight, delta_full, delta_lost, follow_without_events;
+	bool follow_wanted, follow_awaited, delta_in_flight, delta_full, delta_lost, follow_without_events, bound_told;
 	uint64_t resynced;
 	uint64_t followed, last_delta_entries;
 	CtApply *apply;
@@ -185,6 +185,8 @@ int do_last_delta(Move *m);
 int do_continue(Move *m);
 void perform_migration_event(Move *m, const char *status);
 void perform_hold(Move *m);
+/** perform_followed() - the target has the connection table, or will not get it: memory need not wait for it */
+void perform_followed(Move *m);
 void perform_stop(Move *m);
 /** perform_silent() - set the error for a data channel whose far end takes nothing in */
 void perform_silent(const Move *m, Error **err);

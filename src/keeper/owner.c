@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The target's two ends: the guest is this host's, or has not run here and never will. */
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "keeper/move.h"
@@ -44,11 +45,23 @@ void target_settle(Move *m)
 	ct_apply_free(TAKE_PTR(m->apply));
 }
 
-static int on_settle(sd_event_source *source, uint64_t usec, void *userdata)
+static void on_settled(void *userdata, int result, const Error *err)
 {
-	(void)source;
-	(void)usec;
-	target_settle(userdata);
+	Move *m = userdata;
+
+	if (result < 0)
+		log_warning("connections are not settled: %s", err ? err->message : strerror(-result));
+	ct_apply_free(TAKE_PTR(m->apply));
+}
+
+/* Piece by piece: with many connections it takes seconds, and the guest has just begun to run here. */
+static int on_settle(_unused_ sd_event_source *source, _unused_ uint64_t usec, void *userdata)
+{
+	Move *m = userdata;
+
+	m->settle_timer = sd_event_source_disable_unref(m->settle_timer);
+	if (ct_apply_settle_begin(m->apply, m->k->event, on_settled, m) < 0)
+		target_settle(m);
 	return 0;
 }
 

@@ -21,7 +21,13 @@
 #define BANDWIDTH_UNLIMITED ((uint64_t)1 << 40)
 #define DATA_FD_NAME "vmferry-data"
 
-/* ---- QMP commands of which all must succeed ---- */
+/* ---- what must be through before memory moves: QMP commands of which all must succeed, the connection table ---- */
+
+static void setup_step_done(Move *m)
+{
+	if (m->state == MOVE_S_OPEN && m->setup_pending > 0 && --m->setup_pending == 0)
+		move_event(m, MOVE_EV_DATA_READY);
+}
 
 static void on_setup_reply(json_object *ret, const char *error, void *userdata)
 {
@@ -29,21 +35,20 @@ static void on_setup_reply(json_object *ret, const char *error, void *userdata)
 	Error *err = NULL;
 
 	(void)ret;
-	if (m->state != MOVE_S_OPEN || m->qmp_pending == 0)
+	if (m->state != MOVE_S_OPEN || m->setup_pending == 0)
 		return;
 	if (error) {
-		m->qmp_pending = 0;
+		m->setup_pending = 0;
 		error_set(&err, -EIO, "QEMU: %s", error);
 		move_fail(m, err);
 		return;
 	}
-	if (--m->qmp_pending == 0)
-		move_event(m, MOVE_EV_DATA_READY);
+	setup_step_done(m);
 }
 
 static void setup_command(Move *m, const char *command, json_object *arguments)
 {
-	m->qmp_pending++;
+	m->setup_pending++;
 	machine_qmp(m->k, command, arguments, on_setup_reply, m);
 }
 
@@ -82,6 +87,37 @@ static void add_throttle(json_object *o, uint64_t percent)
 {
 	json_extend(o, "cpu-throttle-initial", "u", percent, "cpu-throttle-increment", "u", (uint64_t)99,
 		    "max-cpu-throttle", "u", percent, NULL);
+}
+
+void perform_followed(Move *m)
+{
+	if (!m->follow_awaited)
+		return;
+	m->follow_awaited = false;
+	m->hold_timer = sd_event_source_disable_unref(m->hold_timer);
+	setup_step_done(m);
+}
+
+static int on_follow_late(_unused_ sd_event_source *source, _unused_ uint64_t usec, void *userdata)
+{
+	log_debug("the connection table takes long: memory is not kept waiting for it");
+	perform_followed(userdata);
+	return 0;
+}
+
+/*
+ * A small guest's memory is there within a second. Were the table not, the guest would stand still for all of what it lacks: so
+ * memory waits for it, though not for ever.
+ */
+static void await_follow(Move *m)
+{
+	if (m->facts & MOVE_FACT_FOLLOW_DONE)
+		return;
+	if (sd_event_add_time_relative(m->k->event, &m->hold_timer, CLOCK_MONOTONIC, m->k->conf->deadlines.prepare / 3, 0,
+				       on_follow_late, m) < 0)
+		return;
+	m->follow_awaited = true;
+	m->setup_pending++;
 }
 
 static json_object *parameters(const Move *m, const char *tls)
@@ -138,8 +174,9 @@ int do_open_data(Move *m)
 	Error *err = NULL;
 	int r = 0;
 
-	m->qmp_pending = 1; /* held until all is on its way */
 	m->can_throttle = m->opt.throttle > 0;
+	m->setup_pending = 1; /* held until all is on its way */
+	await_follow(m);
 	m->downtime_now = downtime_limit(m) < DOWNTIME_FIRST_MS ? downtime_limit(m) : DOWNTIME_FIRST_MS;
 	if (streq(m->transport, "tls")) {
 		json_object *object;
@@ -162,7 +199,7 @@ int do_open_data(Move *m)
 		bool v6 = strchr(address, ':') != NULL;
 
 		m->uri = xasprintf("tcp:%s%s%s:%" PRIu64, v6 ? "[" : "", address, v6 ? "]" : "", m->prepared.port);
-		m->qmp_pending--;
+		m->setup_pending--;
 	} else if (r >= 0) {
 		m->uri = xstrdup("fd:" DATA_FD_NAME);
 		r = data_open(m, on_data_opened, &err);
