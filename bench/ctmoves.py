@@ -50,7 +50,7 @@ def churning(host, rate):
             child.terminate()
 
 
-def run_moves(entries, rates, rounds):
+def run_moves(entries, rates, rounds, warm=1):
     """Rows of what the keepers say of their own, back and forth with each rate in turn."""
     rows = []
     with Testbed(sshd=False, ct_events=1) as bed:
@@ -60,13 +60,13 @@ def run_moves(entries, rates, rounds):
         done = json.loads(command(*bed.a.netns.exec(str(BENCH), "fill", FERRY.ip4, "0", str(entries))))
         assert done["applied"] == entries, done
         here, there = bed.a, bed.b
-        for number in range(rounds + 1):  # the first is to warm up
+        for number in range(1 - warm, rounds + 1):
             for rate in rates:
                 with churning(here, rate):
                     result = here.migrate("web1", there, "--transport=tcp")
                 table, steps = result["conntrack"], result["steps"]
                 assert table["followed"] >= entries, table
-                if number:
+                if number > 0:
                     rows.append({"rate": rate, "pause_ms": result["pause_ms"], "total_ms": result["total_ms"]}
                                 | {k: table[k] for k in ("followed", "applied", "failed", "refused", "lost", "last_delta_entries", "barrier_ms")}
                                 | {f"step_{k}": steps[k] for k in steps})
@@ -95,7 +95,7 @@ def gap_of(bed, move):
     return row | {"gap_ms": stream["gap_ms"], "bytes": stream["bytes"]}
 
 
-def run_bulk(rounds):
+def run_bulk(rounds, warm=1):
     """Rows of vmferry through strict firewalls, and of raw QEMU where there are none, in turn."""
     rows = []
     with Testbed(sshd=False) as bed, Testbed(sshd=False, strict=False) as open_bed:
@@ -114,10 +114,10 @@ def run_bulk(rounds):
             raw, row = migrate(raw, open_bed.b if raw.host is open_bed.a else open_bed.a)
             return {"what": "raw QEMU, no firewall", "pause_ms": row["pause_ms"], "invalid": lambda: 0}
 
-        for number in range(rounds + 1):
+        for number in range(1 - warm, rounds + 1):
             for one, move in ((bed, move_vmferry), (open_bed, move_raw)):
                 row = gap_of(one, move)
-                if number:
+                if number > 0:
                     rows.append(row | {"invalid": row["invalid"]()})
             here, there = there, here
     return rows

@@ -41,6 +41,13 @@ def test_everything_else_is_measured():
     assert len(result["datapath"]) == 3 and all(v[0] > 0 for v in result["datapath"].values())
 
 
+def test_real_moves_are_measured():
+    result = json.loads(bench("--json", "--section=moves", "--section=bulk"))  # five moves
+    assert [r["rate"] for r in result["moves"]] == [0, 1000 // SCALE, 10000 // SCALE]
+    assert all(r["applied"] == r["followed"] >= 100000 // SCALE and r["barrier_ms"] > 0 for r in result["moves"])
+    assert len(result["bulk"]) == 2 and all(r["gap_ms"] > 0 and r["invalid"] == 0 for r in result["bulk"])
+
+
 def test_a_table_is_printed():
     text = bench("--section=apply")
     assert "made a second" in text and "400000" in text

@@ -2,6 +2,7 @@
 """A running guest moves between two hosts with strict firewalls, and its connections stay up."""
 
 import contextlib
+import json
 import os
 import subprocess
 
@@ -143,3 +144,15 @@ def test_stop_leaves_nothing(bed, vm):
     move(bed, vm, bed.a, bed.b, "--transport=tcp")
     bed.b.vmferry("stop", "web1")
     assert bed.b.wait_clean() == []
+
+
+def test_memory_waits_for_a_large_connection_table(bed, vm):
+    """A guest of 128 MiB is copied sooner than 60,000 connections: it must not stand still for what is lacking of them."""
+    many = 60000
+    fill = bed.a.run(BUILD / "bench/ct-bench", "fill", vm.ip4, "0", str(many)).stdout
+    assert json.loads(fill)["applied"] == many
+    result = move(bed, vm, bed.a, bed.b, "--transport=tcp")
+    table = result["conntrack"]
+    assert table["applied"] >= many and (table["lost"], table["failed"]) == (0, 0), table
+    assert table["last_delta_entries"] < 100 and table["gate"] == "barrier", table
+    assert result["warnings"] == []
