@@ -113,7 +113,7 @@ static void await_follow(Move *m)
 {
 	if (m->facts & MOVE_FACT_FOLLOW_DONE)
 		return;
-	if (sd_event_add_time_relative(m->k->event, &m->hold_timer, CLOCK_MONOTONIC, m->k->conf->deadlines.prepare / 3, 0,
+	if (sd_event_add_time_relative(m->k->event, &m->hold_timer, CLOCK_MONOTONIC, m->deadlines.prepare / 3, 0,
 				       on_follow_late, m) < 0)
 		return;
 	m->follow_awaited = true;
