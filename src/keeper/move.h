@@ -110,7 +110,7 @@ struct Move {
 	PrepareCookie prepare;
 	sd_bus_message *prepare_message, *finish_message;
 	uint64_t finish_since;
-	sd_event_source *gate_timer, *announce_timer, *settle_timer;
+	sd_event_source *gate_timer, *announce_timer;
 	unsigned int announced;
 	const char *gate; /* "barrier", "timeout", "none" */
 	char *ct_problem;

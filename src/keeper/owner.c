@@ -39,7 +39,6 @@ void target_settle(Move *m)
 {
 	_cleanup_error_ Error *err = NULL;
 
-	m->settle_timer = sd_event_source_disable_unref(m->settle_timer);
 	if (m->apply && ct_apply_settle(m->apply, &err) < 0)
 		log_warning("connections are not settled: %s", err ? err->message : "?");
 	ct_apply_free(TAKE_PTR(m->apply));
@@ -54,26 +53,15 @@ static void on_settled(void *userdata, int result, const Error *err)
 	ct_apply_free(TAKE_PTR(m->apply));
 }
 
-/* Piece by piece: with many connections it takes seconds, and the guest has just begun to run here. */
-static int on_settle(_unused_ sd_event_source *source, _unused_ uint64_t usec, void *userdata)
-{
-	Move *m = userdata;
-
-	m->settle_timer = sd_event_source_disable_unref(m->settle_timer);
-	if (ct_apply_settle_begin(m->apply, m->k->event, on_settled, m) < 0)
-		target_settle(m);
-	return 0;
-}
-
 int do_announce(Move *m)
 {
 	Keeper *k = m->k;
 
 	if (m->was_running)
 		(void)sd_event_add_time(k->event, &m->announce_timer, CLOCK_MONOTONIC, m->t.resumed, 1, on_announce, m);
-	if (m->apply)
-		(void)sd_event_add_time_relative(k->event, &m->settle_timer, CLOCK_MONOTONIC, SETTLE_USEC, 0, on_settle,
-						 m);
+	/* Piece by piece: with many connections it takes seconds, and the guest has just begun to run here. */
+	if (m->apply && ct_apply_settle_begin(m->apply, k->event, SETTLE_USEC, on_settled, m) < 0)
+		target_settle(m);
 	return 0;
 }
 
