@@ -19,18 +19,20 @@ static bool allowed(const CtApply *a, const CtRecord *r, const uint8_t *address)
 
 /*
  * A reply tuple that is not the inverse of the original one is a translation, and must be said to be one: without the
- * bits the kernel would let packets of any two hosts through as answers, untouched.
+ * bits the kernel would let packets of any two hosts through as answers, untouched. GRE that was made here before has only
+ * the keys of the sides its packets go to (ct_apply's forget_source_key()), one for each direction.
  */
 static bool explained(const CtRecord *r)
 {
 	bool icmp = ct_protocol_is_icmp(r->key.protocol), id, src, dst;
+	bool keys = r->key.protocol == IPPROTO_GRE && !r->key.orig.a && !r->reply.a;
 	CtTuple inverse;
 
 	if (!ct_tuple_invert(&r->key.orig, r->key.protocol, &inverse))
 		return false;
 	id = icmp && r->reply.a != inverse.a;
-	dst = memcmp(r->reply.src, inverse.src, 16) != 0 || (!icmp && r->reply.a != inverse.a);
-	src = memcmp(r->reply.dst, inverse.dst, 16) != 0 || (!icmp && r->reply.b != inverse.b);
+	dst = memcmp(r->reply.src, inverse.src, 16) != 0 || (!icmp && !keys && r->reply.a != inverse.a);
+	src = memcmp(r->reply.dst, inverse.dst, 16) != 0 || (!icmp && !keys && r->reply.b != inverse.b);
 	return !(icmp && r->reply.b != inverse.b) && (!id || (r->status & IPS_NAT_MASK)) &&
 	       (!dst || (r->status & IPS_DST_NAT)) && (!src || (r->status & IPS_SRC_NAT));
 }

@@ -47,27 +47,38 @@ def test_without_entries_all_die(lab, flows):
     assert not any(f.works() for f in flows.values())
 
 
-def test_bulk_goes_on(lab, tools):
-    flow = Tcp(lab.client, lab.vm, VM, 7)
+BULK = {
+    "ipv4": lambda lab: Tcp(lab.client, lab.vm, VM, 7),
+    "ipv6": lambda lab: Tcp(lab.client, lab.vm, VM6, 7, socket.AF_INET6),
+    "translated": lambda lab: Tcp(lab.client, lab.vm, PUBLIC, 8080, bind=7),
+}
+
+
+@pytest.mark.parametrize("kind", BULK)
+def test_bulk_goes_on(lab, tools, kind):
+    """At full speed with scaled windows: no packet is invalid, and the gap is not one of a retransmission, beside what the routes and a
+    loaded machine take."""
+    flow = BULK[kind](lab)
     bulk = Bulk(flow)
     try:
-        until(lambda: bulk.received > 50 << 20)
+        until(lambda: bulk.received > 20 << 20)
         follower, applier = ferry(lab, tools, settle=1000)
         follower.stop()
         applier.line("applied")
-        bulk.gap = 0.0
+        usual, bulk.gap, begin = bulk.gap, 0.0, time.monotonic()
         lab.lead(2)
+        led = time.monotonic() - begin
         before = bulk.received
-        until(lambda: bulk.received > before + (200 << 20))
+        until(lambda: bulk.received > before + (60 << 20))
         gap = bulk.gap
         applier.line("settled")
         before = bulk.received
-        until(lambda: bulk.received > before + (50 << 20))  # and with strict window checks
-        print(f"bulk: longest gap at the switch {gap * 1000:.0f} ms, invalid packets {lab.invalid(lab.fw2)}")
-        assert gap < 0.2
+        until(lambda: bulk.received > before + (20 << 20))  # and with strict window checks
+        print(f"bulk: longest gap at the switch {gap * 1000:.0f} ms, before {usual * 1000:.0f} ms, routes {led * 1000:.0f} ms, invalid {lab.invalid(lab.fw2)}")
+        assert gap < 0.2 + led + 2 * usual
         assert lab.invalid(lab.fw2) == 0
-        entry = lab.fw2.exec("conntrack", "-L", "-o", "extended", "-p", "tcp", "--dport", "7")
-        assert "ESTABLISHED" in entry and "[ASSURED]" in entry
+        (said,) = dump(lab.fw2, VM, VM6).values()
+        assert said["tcp"].startswith("03 ") and int(said["tcp"].split()[2], 16) & 9 == 1 and said["tcp"].split()[1] != "00"
     finally:
         bulk.end()
         flow.close()

@@ -320,6 +320,7 @@ def test_deletes_only_its_own(lab, tools):
     assert len(lab.fw1.connections(VM)) == 4
 
 
+@pytest.mark.long
 def test_full_table(lab, tools):
     """nf_conntrack_max is one for all namespaces and others use it: this namespace is filled up to it, with entries that the kernel
     does not drop early. What does not fit is counted; when there is room again, another run brings it."""

@@ -207,6 +207,41 @@ def test_tcp_states(lab, tools, v6):
     lead_all(lab, tools, {(name, out): Segments(lab, v6, out) for name in STATES for out in (False, True)}, STATES)
 
 
+def test_handshakes_of_real_sockets(lab, tools):
+    """The SYN+ACK, or the acknowledgement of it, is lost until the switch; what is sent again goes through the other firewall."""
+    hold = "table inet hold { chain out { type filter hook output priority 0; tcp %s 443 tcp flags & (syn|ack) == %s drop; }; }"
+    with lab.vm.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, contextlib.ExitStack() as stack:
+        listener.bind((VM, 443))
+        listener.listen()
+        clients = []
+        for ns, rule, state in ((lab.client, ("dport", "ack"), "SYN_RECV"), (lab.vm, ("sport", "syn|ack"), "SYN_SENT")):
+            ns.exec("nft", "-f", "-", stdin=hold % rule)
+            clients.append(stack.enter_context(lab.client.socket(socket.AF_INET, socket.SOCK_STREAM)))
+            clients[-1].setblocking(False)
+            assert clients[-1].connect_ex((VM, 443)) != 0
+            port = clients[-1].getsockname()[1]
+            until(lambda: any(f"{state} " in line and f"sport={port} " in line for line in lab.fw1.connections(VM)))
+        carry(lab, tools)
+        lab.lead(2)
+        for ns in (lab.client, lab.vm):
+            ns.exec("nft", "delete", "table", "inet", "hold")
+        listener.settimeout(LIMIT)
+        ends = {}
+        for _ in clients:
+            end, peer = listener.accept()
+            ends[peer[1]] = stack.enter_context(end)
+        for c in clients:
+            c.settimeout(LIMIT)
+            end = ends[c.getsockname()[1]]
+            sender = threading.Thread(target=end.sendall, args=(bytes(4 << 20),))
+            sender.start()
+            received = 0
+            while received < 4 << 20:
+                received += len(c.recv(1 << 20))
+            sender.join()
+        assert lab.invalid(lab.fw2) == 0
+
+
 # ---- other protocols ----
 
 def crc32c(data):
@@ -621,6 +656,13 @@ def test_pptp(lab, tools):
         lab.lead(2)
         assert [pptp.tunnel_works() for _ in range(3)] == [True] * 3
         assert pptp.control.works()
+        lab.fw1.exec("conntrack", "-F")
+        load(lab.fw1)
+        follower, applier = ferry(lab, tools, settle=1, back=True)
+        follower.stop()
+        assert applier.line("applied")["applied"] == 2
+        lab.lead(1)
+        assert [pptp.tunnel_works() for _ in range(3)] == [True] * 3
 
 
 @pytest.mark.parametrize("to", (VM, PUBLIC), ids=("plain", "translated"))
