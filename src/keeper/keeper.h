@@ -216,6 +216,8 @@ int keeper_lease_open(Keeper *k, bool take, Error **err);
 void keeper_lease_adopt(Keeper *k);
 /** keeper_lease_lost() - somebody else may have it: kill the guest, or pause it; @err is taken over */
 void keeper_lease_lost(Keeper *k, Error *err);
+/** keeper_lease_explain() - QEMU ended by itself: if who manages the lease has killed it, say so */
+void keeper_lease_explain(Keeper *k);
 /** keeper_lease_drop() - QEMU is gone: give back what we hold, and forget it */
 void keeper_lease_drop(Keeper *k);
 /** keeper_lease_forget() - this keeper ends, QEMU goes on and holds it */

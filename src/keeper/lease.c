@@ -105,6 +105,17 @@ void keeper_lease_lost(Keeper *k, Error *err)
 		error_free(err);
 }
 
+void keeper_lease_explain(Keeper *k)
+{
+	_cleanup_error_ Error *err = NULL;
+
+	if (!k->lease || lease_check(k->lease, &err) >= 0)
+		return;
+	keeper_history(k, "lease lost", json_build("why", "s", err->message, NULL));
+	keeper_set_state(k, VM_SHUTOFF, "lease lost");
+	log_error("%s", err->message);
+}
+
 static int on_lease_io(sd_event_source *source, int fd, uint32_t revents, void *userdata)
 {
 	Keeper *k = userdata;
@@ -222,10 +233,10 @@ static int take_back(Move *m, const char *peer, bool any, Error **err)
 	if (r >= 0) {
 		const LeaseAccept accept[] = {{lease_holder(k->lease), 0}, {peer, m->lease_generation + 1}};
 
-		r = lease_acquire(k->lease, accept, any ? 0 : peer ? 2 : 1, err);
+		r = (k->qemu ? lease_acquire : lease_use_up)(k->lease, accept, any ? 0 : peer ? 2 : 1, err);
 	}
 	if (!k->qemu)
-		keeper_lease_drop(k);
+		forget(k);
 	return r;
 }
 

@@ -103,6 +103,8 @@ static int on_qemu_exit(sd_event_source *source, int fd, uint32_t revents, void 
 	(void)revents;
 	sd_event_source_disable_unref(source);
 	k->kill_sent = false;
+	if (!asked)
+		keeper_lease_explain(k);
 	gone(k);
 	move_fact(k->move, MOVE_FACT_ALIVE, false);
 	if (move_active(k->move)) {

@@ -178,6 +178,8 @@ static int check_lease(const VmDefinition *def, const ConfLines *lines, Error **
 		error_hint(err, "add lockspace = the name under which this host has joined it: sanlock client status");
 		return -EINVAL;
 	}
+	if (def->lease == LEASE_SANLOCK && def->lease_on_lost != LEASE_LOST_KILL)
+		return conf_fail(lines, "lease", err, "lease sanlock: on-lost can only be \"kill\": sanlock does it");
 	if (def->lease == LEASE_FILE && (def->lease_lockspace || def->lease_resource || def->lease_offset))
 		return conf_fail(lines, "lease", err, "lease file has no lockspace, resource and offset: sanlock has");
 	return 0;

@@ -127,6 +127,16 @@ int lease_acquire(Lease *lease, const LeaseAccept *accept, size_t n, Error **err
 	return lease->held ? 0 : lease->driver->acquire(lease, accept, n, err);
 }
 
+int lease_use_up(Lease *lease, const LeaseAccept *accept, size_t n, Error **err)
+{
+	int r;
+
+	if (lease->driver->use_up)
+		return lease->driver->use_up(lease, accept, n, err);
+	r = lease_acquire(lease, accept, n, err);
+	return r < 0 ? r : lease_release(lease, err);
+}
+
 int lease_release(Lease *lease, Error **err)
 {
 	return lease->driver->release(lease, err);

@@ -69,6 +69,12 @@ DEFINE_CLEANUP(Lease *, lease_free)
 int lease_acquire(Lease *lease, const LeaseAccept *accept, size_t n, Error **err);
 
 /**
+ * lease_use_up() - take it and give it back at once, without a QEMU: who expects the state it was in gets it no more
+ * Return: as lease_acquire().
+ */
+int lease_use_up(Lease *lease, const LeaseAccept *accept, size_t n, Error **err);
+
+/**
  * lease_release() - give it back; the generation stays, and is what the next one may have to show
  * Return: 0, also if we do not hold it; or negative errno with @err set: then we still do.
  */

@@ -27,6 +27,7 @@ struct LeaseDriver {
 	int (*open)(Lease *lease, bool create, Error **err);
 	int (*adopt)(Lease *lease, Error **err);
 	int (*acquire)(Lease *lease, const LeaseAccept *accept, size_t n, Error **err);
+	int (*use_up)(Lease *lease, const LeaseAccept *accept, size_t n, Error **err); /* NULL: acquire, release */
 	int (*release)(Lease *lease, Error **err);
 	int (*inquire)(Lease *lease, LeaseState *ret, Error **err);
 	int (*check)(Lease *lease, Error **err);

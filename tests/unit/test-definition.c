@@ -77,6 +77,7 @@ static const Bad bads[] = {
 	{M "lease file { path = /l on-lost = reboot }\n", "2: ", "\"kill\" or \"pause\""},
 	{M "lease file { path = /l lockspace = vms }\n", "2: lease file has no lockspace", NULL},
 	{M "lease file { path = /l offset = 1M }\n", "2: lease file has no lockspace", NULL},
+	{M "lease sanlock { path = /l lockspace = vms on-lost = pause }\n", "2: lease sanlock: on-lost", NULL},
 	{M "lease sanlock { path = /l }\n", "2: lease sanlock has no \"lockspace\"", "add lockspace"},
 	{M "lease sanlock { path = /l lockspace = \"a:b\" }\n", "2: ", "48 at most"},
 	{M "lease sanlock { path = /l lockspace = vms resource = \"\" }\n", "2: ", "48 at most"},
@@ -346,7 +347,7 @@ static const char full[] =
 	"firmware = /usr/share/ovmf.fd serial = socket\n"
 	"graphics spice { listen = \"::\" } // comment ${HOME}\n"
 	"conntrack { mark = \"256/0xff00\" zone = 7 }\n"
-	"lease sanlock { path = /dev/leases lockspace = vms resource = web offset = 3M on-lost = pause } /* ${HOME}\n */ # ${HOME}\n"
+	"lease sanlock { path = /dev/leases lockspace = vms resource = web offset = 3M on-lost = kill } /* ${HOME}\n */ # ${HOME}\n"
 	"autostart = on qemu-args = { \"-device\", \"virtio-rng-pci,id=\\\"r\\\"\", \"\" }\n";
 
 static VmDefinition *parse_good(const char *text)
@@ -406,7 +407,7 @@ static void test_full(void **state)
 	assert_string_equal(def->lease_lockspace, "vms");
 	assert_string_equal(def->lease_resource, "web");
 	assert_int_equal(def->lease_offset, 3 << 20);
-	assert_int_equal(def->lease_on_lost, LEASE_LOST_PAUSE);
+	assert_int_equal(def->lease_on_lost, LEASE_LOST_KILL);
 	assert_true(def->autostart);
 	assert_int_equal(strv_length(def->qemu_args), 3);
 	assert_string_equal(def->qemu_args[1], "virtio-rng-pci,id=\"r\"");
