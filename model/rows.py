@@ -91,7 +91,12 @@ def parse(text):
             table["state"][words[0]] = words[1] == "1"
         else:
             table[kind].append(words[0])
-    return table, rows
+    return table, [r for r in rows if not in_place(r)]
+
+
+def in_place(row):
+    """An upgrade has no peer and one keeper: tests/unit/explore-upgrade.c walks its rows, with seeded bugs of their own."""
+    return row.state.startswith("U_") or row.next.startswith("U_")
 
 
 def with_seeds(rows):

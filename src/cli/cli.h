@@ -82,8 +82,8 @@ struct Verb {
 
 /* The verbs, each in its verb_NAME.c. */
 extern const Verb start_verb, stop_verb, kill_verb, pause_verb, resume_verb, list_verb, show_verb, console_verb,
-	migrate_verb, check_verb, watch_verb, status_verb, log_verb, set_verb, cancel_verb, recover_verb, control_verb,
-	door_verb;
+	migrate_verb, upgrade_verb, restart_keeper_verb, check_verb, watch_verb, status_verb, log_verb, set_verb,
+	cancel_verb, recover_verb, control_verb, door_verb;
 
 /** verb_find() - the verb of that name, or NULL */
 const Verb *verb_find(const char *name);

@@ -396,6 +396,9 @@ static int start(Follow *f)
 	_cleanup_json_ json_object *status = NULL;
 	int r;
 
+	if (f->order && f->order->options && !f->order->destination)
+		return sd_bus_call_method_async(f->bus, NULL, NULL, CONTROL_PATH, CONTROL_INTERFACE, f->order->method,
+						on_started, f, "s", f->order->options);
 	if (f->order && f->order->options) {
 		_cleanup_free_ char *to = xasprintf("%s%s", f->streams ? "direct:" : "", f->order->destination);
 
@@ -472,16 +475,18 @@ static void say_rest(Follow *f)
 int follow_status(json_object *result, Error **err)
 {
 	const char *status = "unknown", *guest = "unknown", *message = NULL, *phase = NULL, *hint = NULL;
+	const char *kind = "migration";
 
 	(void)json_get_string(result, "status", &status);
+	(void)json_get_string(result, "kind", &kind);
 	(void)json_get_string(result, "guest", &guest);
 	(void)json_get_string(result, "error.message", &message);
 	(void)json_get_string(result, "error.phase", &phase);
 	(void)json_get_string(result, "error.hint", &hint);
 	if (streq(status, "completed"))
 		return STATUS_DONE;
-	error_set(err, -ECANCELED, "migration %s%s%s%s%s; guest: %s", status, phase ? " in " : "", phase ? phase : "",
-		  message ? ": " : "", message ? message : "", guest);
+	error_set(err, -ECANCELED, "%s %s%s%s%s%s; guest: %s", kind, status, phase ? " in " : "",
+		  phase ? phase : "", message ? ": " : "", message ? message : "", guest);
 	if (hint)
 		error_hint(err, "%s", hint);
 	if ((streq(status, "failed") || streq(status, "cancelled")) && !streq(guest, "unknown"))

@@ -5,9 +5,9 @@
 
 /**
  * struct FollowOrder - what to do
- * @method:      "Migrate", "Check", or "Relay": join the migration that is under way
- * @destination: checked
- * @options:     JSON text as Migrate takes it; NULL for Relay
+ * @method:      "Migrate", "Check", "Upgrade", or "Relay": join the migration that is under way
+ * @destination: checked; NULL for Upgrade
+ * @options:     JSON text as the method takes it; NULL for Relay
  */
 typedef struct FollowOrder {
 	const char *method;

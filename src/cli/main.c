@@ -9,6 +9,7 @@
 #include "cli/cli.h"
 #include "cli/local.h"
 #include "cli/output.h"
+#include "cli/parallel.h"
 #include "cli/remote.h"
 #include "keeper/launch.h"
 
@@ -30,8 +31,9 @@ static const Verb receive_verb = {
 
 static const Verb *const verbs[] = {
 	&start_verb,  &stop_verb,    &kill_verb,    &pause_verb, &resume_verb,	&list_verb,  &status_verb,
-	&show_verb,   &log_verb,     &console_verb, &check_verb, &migrate_verb, &watch_verb, &set_verb,
-	&cancel_verb, &recover_verb, &control_verb, &door_verb,   &run_verb,	 &receive_verb,
+	&show_verb,   &log_verb,     &console_verb, &check_verb, &migrate_verb, &upgrade_verb, &watch_verb,
+	&set_verb,    &cancel_verb,  &recover_verb, &restart_keeper_verb, &control_verb, &door_verb, &run_verb,
+	&receive_verb,
 };
 
 static const OptionSpec common_options[] = {
@@ -158,12 +160,15 @@ static int run_here(const Cli *cli)
 {
 	int n = cli->verb->max_args < 0 ? (int)strv_length(cli->args) : 1, worst = STATUS_DONE;
 	_cleanup_error_ Error *err = NULL;
+	uint64_t parallel = 1;
 
 	if (cli->verb->whole) {
 		worst = status_of(cli->verb->whole(cli, &err));
 		if (err)
 			output_error(NULL, err);
 	}
+	if (json_get_u64(cli->options, "parallel", &parallel) && parallel > 1 && n > 1)
+		return parallel_run(cli, (unsigned int)parallel);
 	for (int i = 0; cli->verb->each && i < n; i++) {
 		int status = run_one(cli, cli->args[i]);
 

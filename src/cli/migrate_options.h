@@ -13,5 +13,8 @@ extern const OptionSpec follow_option_table[];
 /** migrate_options() - the JSON object of options for Migrate and Check: what was given, and ssh's environment */
 json_object *migrate_options(const Cli *cli, const char *dest);
 
+/** migrate_format_times() - {name: ms, ...} as "begin 3 ms, prepare 120 ms" */
+char *migrate_format_times(json_object *value);
+
 /** migrate_print() - a migration's result for people */
 void migrate_print(const char *name, json_object *result);

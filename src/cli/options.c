@@ -128,6 +128,16 @@ static int parse_limits(const OptionSpec *spec, const char *text, json_object **
 	return 0;
 }
 
+static int parse_count(const OptionSpec *spec, const char *text, json_object **ret, Error **err)
+{
+	uint64_t v;
+
+	if (text_parse_u64(text, &v) < 0 || v < 1 || v > 64)
+		return bad_value(spec, text, "a number from 1 to 64", err);
+	*ret = json_object_new_uint64(v);
+	return 0;
+}
+
 static int parse_rate(const OptionSpec *spec, const char *text, json_object **ret, Error **err)
 {
 	uint64_t v;
@@ -171,12 +181,13 @@ static const struct {
 	bool argument;
 	int (*parse)(const OptionSpec *spec, const char *text, json_object **ret, Error **err);
 } kinds[] = {
-	[OPTION_FLAG] = {false, parse_flag},	[OPTION_NO] = {false, parse_flag},
-	[OPTION_SWITCH] = {true, parse_switch}, [OPTION_TEXT] = {true, parse_text},
-	[OPTION_CHOICE] = {true, parse_choice}, [OPTION_RATE] = {true, parse_rate},
-	[OPTION_MSEC] = {true, parse_duration}, [OPTION_SEC] = {true, parse_duration},
-	[OPTION_FILE] = {true, parse_file},	[OPTION_LIST] = {true, parse_text},
-	[OPTION_LIMITS] = {true, parse_limits}, [OPTION_THROTTLE] = {true, parse_throttle},
+	[OPTION_FLAG] = {false, parse_flag},	    [OPTION_NO] = {false, parse_flag},
+	[OPTION_SWITCH] = {true, parse_switch},	    [OPTION_TEXT] = {true, parse_text},
+	[OPTION_CHOICE] = {true, parse_choice},	    [OPTION_RATE] = {true, parse_rate},
+	[OPTION_MSEC] = {true, parse_duration},	    [OPTION_SEC] = {true, parse_duration},
+	[OPTION_FILE] = {true, parse_file},	    [OPTION_LIST] = {true, parse_text},
+	[OPTION_COUNT] = {true, parse_count},	    [OPTION_LIMITS] = {true, parse_limits},
+	[OPTION_THROTTLE] = {true, parse_throttle},
 };
 static_assert(ARRAY_SIZE(kinds) == _OPTION_KIND_MAX, "a parser for each kind");
 

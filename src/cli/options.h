@@ -15,6 +15,7 @@
  * @OPTION_CHOICE: one of the words in @argument ("tls|tcp|ssh")
  * @OPTION_RATE:   bytes a second, suffix K, M, G or T; at least 1
  * @OPTION_MSEC:   a duration, milliseconds unless it has a unit; kept in ms, at least 1
+ * @OPTION_COUNT:  a number, 1 to 64
  * @OPTION_SEC:    a duration, seconds unless it has a unit; kept in s, at least 1
  * @OPTION_THROTTLE: "off", "auto" or a percentage up to 99; a number, "auto" as 80
  * @OPTION_LIMITS: "NAME=TIME", NAME one of the words in @argument, before its "="; may be given several times; an object
@@ -31,6 +32,7 @@ typedef enum OptionKind {
 	OPTION_RATE,
 	OPTION_MSEC,
 	OPTION_SEC,
+	OPTION_COUNT,
 	OPTION_THROTTLE,
 	OPTION_LIMITS,
 	OPTION_FILE,

@@ -18,8 +18,7 @@ static char *format_pause(json_object *value)
 	return xasprintf("%s at most", ms);
 }
 
-/* {name: ms, ...} as "begin 3 ms, prepare 120 ms" */
-static char *format_times(json_object *value)
+char *migrate_format_times(json_object *value)
 {
 	char *text = xstrdup("");
 
@@ -76,7 +75,7 @@ static const Column summary[] = {
 	{"transport", "transport_text", NULL, false},
 	{"pause", "pause_ms", format_pause, false},
 	{"total", "total_ms", format_ms, false},
-	{"phases", "phases", format_times, false},
+	{"phases", "phases", migrate_format_times, false},
 	{"memory", "ram", format_ram, false},
 	{"moved", "conntrack", format_connections, false},
 	{"guest", "guest", NULL, false},

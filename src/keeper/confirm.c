@@ -7,6 +7,7 @@
 #include "keeper/local.h"
 #include "keeper/move.h"
 #include "keeper/tls.h"
+#include "keeper/upgrade.h"
 
 #define RETRY_FIRST_USEC (250 * USEC_PER_MSEC)
 #define RETRY_MOST_USEC (30 * USEC_PER_SEC)
@@ -221,7 +222,7 @@ static void on_cont_reply(json_object *ret, const char *error, void *userdata)
 	if (m->cont_due && !move_active(m))
 		drop_note(m);
 	m->cont_due = false;
-	keeper_set_state(m->k, VM_RUNNING, "migration failed");
+	keeper_set_state(m->k, VM_RUNNING, m->up ? "upgrade failed" : "migration failed");
 }
 
 int do_resume(Move *m)
@@ -326,20 +327,15 @@ static void summary(Move *m, json_object *result)
 	control_emit_text(m->k, "Finished", json_text(result));
 }
 
-static void answer_check(Move *m)
+void move_answer_check(Move *m, json_object *answer)
 {
-	json_object *o;
-
-	if (!m->check_message)
-		return;
-	o = report_check(m);
-	sd_bus_reply_method_return(m->check_message, "s", json_text(o));
-	json_object_put(o);
+	if (m->check_message)
+		sd_bus_reply_method_return(m->check_message, "s", json_text(answer));
+	json_object_put(answer);
 	m->check_message = sd_bus_message_unref(m->check_message);
 }
 
-/* What this side holds of the attempt; the engine's state and the result stay. */
-static void let_go(Move *m)
+void move_let_go(Move *m)
 {
 	sd_event_source **all[] = {&m->timeout,	 &m->progress,	  &m->hold_timer, &m->watchdog,
 				   &m->prove_io, &m->prove_timer, &m->retry_timer};
@@ -365,12 +361,13 @@ static void finish_source(Move *m)
 		m->status = "completed";
 	else if (!m->status || streq(m->status, "in-doubt"))
 		m->status = "failed";
-	let_go(m);
+	move_let_go(m);
 	result = report_result(m);
 	if (gone)
 		keeper_set_state(m->k, VM_SHUTOFF, "migrated");
 	summary(m, result);
-	answer_check(m);
+	if (m->check_message)
+		move_answer_check(m, report_check(m));
 	wait_done(m->k, WAIT_CANCEL);
 	if (gone || (m->state == MOVE_S_NEVER_RESUME && !m->k->qemu))
 		keeper_leave(m->k);
@@ -398,6 +395,8 @@ int do_end(Move *m)
 {
 	bool target = move_is_target(m), gone = m->state == MOVE_S_DESTROY;
 
+	if (m->up)
+		return upgrade_end(m);
 	if (target) {
 		target_end(m);
 		return 0;

@@ -51,19 +51,17 @@ static void log_bytes(Console *c, const char *data, size_t len)
 	}
 }
 
-static int on_guest(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+/* Return: whether there was something. */
+static bool read_guest(Console *c)
 {
-	Console *c = userdata;
 	char data[4096];
 	ssize_t n;
 
-	(void)revents;
-	n = recv(fd, data, sizeof(data), MSG_DONTWAIT);
-	if (n < 0 && errno == EAGAIN)
-		return 0;
+	n = recv(c->guest_fd, data, sizeof(data), MSG_DONTWAIT);
 	if (n <= 0) {
-		sd_event_source_set_enabled(source, SD_EVENT_OFF);
-		return 0;
+		if (n == 0 || errno != EAGAIN)
+			sd_event_source_set_enabled(c->guest_io, SD_EVENT_OFF);
+		return false;
 	}
 	log_bytes(c, data, (size_t)n);
 	for (size_t i = 0; i < CONSOLE_CLIENTS_MAX; i++) {
@@ -73,6 +71,15 @@ static int on_guest(sd_event_source *source, int fd, uint32_t revents, void *use
 		if (v->fd >= 0 && send(v->fd, data, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno != EAGAIN)
 			viewer_drop(v);
 	}
+	return true;
+}
+
+static int on_guest(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	(void)source;
+	(void)fd;
+	(void)revents;
+	(void)read_guest(userdata);
 	return 0;
 }
 
@@ -143,6 +150,23 @@ int console_open(Keeper *k, Error **err)
 	if (r >= 0)
 		r = sd_event_add_io(k->event, &c->listen_io, c->listen_fd, EPOLLIN, on_listen, c);
 	return r < 0 ? error_set(err, r, "cannot open the serial console: %s", strerror(-r)) : 0;
+}
+
+void console_switch(Keeper *k, int guest_fd)
+{
+	Console *c = k->console;
+
+	if (!c || guest_fd < 0) {
+		fd_close(guest_fd);
+		return;
+	}
+	while (read_guest(c))
+		; /* what the guest said to the old one last */
+	c->guest_io = sd_event_source_disable_unref(c->guest_io);
+	fd_close(c->guest_fd);
+	c->guest_fd = guest_fd;
+	if (sd_event_add_io(c->event, &c->guest_io, guest_fd, EPOLLIN, on_guest, c) < 0)
+		log_error("the serial console is lost");
 }
 
 Console *console_free(Console *c)

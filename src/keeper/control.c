@@ -5,7 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "keeper/move.h"
+#include "keeper/upgrade.h"
 
 #define CONTROL_PATH "/org/vmferry/vm"
 #define CONTROL_INTERFACE "org.vmferry.VM1"
@@ -289,6 +289,39 @@ static int on_check(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	return start_move(m, userdata, true, error);
 }
 
+static int start_upgrade(sd_bus_message *m, Keeper *k, bool check, sd_bus_error *error)
+{
+	_cleanup_(upgrade_options_clear)
+	UpgradeOptions options = {.check_only = check};
+	_cleanup_json_ json_object *o = NULL;
+	_cleanup_error_ Error *err = NULL;
+	const char *text;
+	int r;
+
+	r = sd_bus_message_read(m, "s", &text);
+	if (r < 0)
+		return r;
+	o = json_parse(text, strlen(text));
+	if (!json_object_is_type(o, json_type_object))
+		return refuse(error, "InvalidArgument", "the options are no JSON object");
+	READ_string(o, &options, binary);
+	READ_string(o, &options, to_definition);
+	r = upgrade_start(k, &options, check ? m : NULL, &err);
+	if (r < 0)
+		return bus_error(error, r == -EBUSY ? "Busy" : r == -EINVAL ? "InvalidArgument" : "Failed", err);
+	return check ? 1 : sd_bus_reply_method_return(m, "s", k->move->id);
+}
+
+static int on_upgrade(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	return start_upgrade(m, userdata, false, error);
+}
+
+static int on_check_upgrade(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	return start_upgrade(m, userdata, true, error);
+}
+
 static int on_set(sd_bus_message *m, void *userdata, sd_bus_error *error)
 {
 	_cleanup_json_ json_object *o = NULL;
@@ -392,6 +425,15 @@ static int on_stream_failed(sd_bus_message *m, void *userdata, sd_bus_error *err
 	return sd_bus_reply_method_return(m, "");
 }
 
+static int on_restart(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	_cleanup_error_ Error *err = NULL;
+
+	if (keeper_restart(userdata, &err) < 0)
+		return bus_error(error, "Busy", err);
+	return sd_bus_reply_method_return(m, "");
+}
+
 static const sd_bus_vtable vtable[] = {
 	SD_BUS_VTABLE_START(0),
 	SD_BUS_METHOD("Status", "", "s", on_status, SD_BUS_VTABLE_UNPRIVILEGED),
@@ -402,6 +444,9 @@ static const sd_bus_vtable vtable[] = {
 	SD_BUS_METHOD("Resume", "", "", on_resume, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("Migrate", "ss", "s", on_migrate, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("Check", "ss", "s", on_check, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("Upgrade", "s", "s", on_upgrade, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("CheckUpgrade", "s", "s", on_check_upgrade, SD_BUS_VTABLE_UNPRIVILEGED),
+	SD_BUS_METHOD("Restart", "", "", on_restart, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("Set", "s", "", on_set, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("Cancel", "", "s", on_cancel, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_METHOD("Recover", "s", "s", on_recover, SD_BUS_VTABLE_UNPRIVILEGED),

@@ -4,7 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include "keeper/move.h"
+#include "keeper/upgrade.h"
 
 #ifdef VMFERRY_FAULTS
 
@@ -33,6 +33,23 @@ static void fault_qemu(Move *m)
 		(void)qemu_process_kill(m->k->qemu);
 }
 
+/* Of an upgrade: the QEMU it began with, and the one it is to end with. */
+static void fault_old(Move *m)
+{
+	QemuProcess *old = m->up && m->up->changed_over ? m->up->other : m->k->qemu;
+
+	if (old)
+		(void)qemu_process_kill(old);
+}
+
+static void fault_new(Move *m)
+{
+	QemuProcess *fresh = m->up && !m->up->changed_over ? m->up->other : m->k->qemu;
+
+	if (fresh)
+		(void)qemu_process_kill(fresh);
+}
+
 static void fault_link(Move *m)
 {
 	if (m->link)
@@ -56,26 +73,44 @@ static const struct {
 	const char *name;
 	void (*strike)(Move *m);
 } victims[] = {
-	{"self", fault_self}, {"reboot", fault_reboot}, {"qemu", fault_qemu},
-	{"link", fault_link}, {"cancel", fault_cancel}, {"powerdown", fault_powerdown},
+	{"self", fault_self}, {"reboot", fault_reboot}, {"qemu", fault_qemu},	  {"old", fault_old},
+	{"new", fault_new},   {"link", fault_link},	{"cancel", fault_cancel}, {"powerdown", fault_powerdown},
 };
+
+/* The first line, without it what follows; NULL: there is none, or it is not for now. */
+static const char *take_line(char *text, MoveAction action, bool before, char **ret_rest)
+{
+	char *save = NULL, *name, *when, *victim;
+
+	*ret_rest = strchr(text, '\n');
+	if (*ret_rest)
+		*(*ret_rest)++ = '\0';
+	name = strtok_r(text, ":", &save);
+	when = strtok_r(NULL, ":", &save);
+	victim = strtok_r(NULL, ":", &save);
+	if (!name || !when || !victim || !streq(name, identifiers[action]) || !streq(when, before ? "before" : "after"))
+		return NULL;
+	return victim;
+}
 
 void fault_point(Move *m, MoveAction action, bool before)
 {
 	_cleanup_free_ char *path = xasprintf("%s/fault", runtime_dir()), *text = NULL;
-	char *save = NULL, *name, *when, *victim;
+	const char *victim;
+	char *rest;
 
 	if (file_read(path, 256, &text, NULL) < 0)
 		return;
-	name = strtok_r(text, ":\n", &save);
-	when = strtok_r(NULL, ":\n", &save);
-	victim = strtok_r(NULL, ":\n", &save);
-	if (!name || !when || !victim || !streq(name, identifiers[action]) || !streq(when, before ? "before" : "after"))
+	victim = take_line(text, action, before, &rest);
+	if (!victim)
 		return;
-	(void)unlink(path);
+	if (rest && *rest)
+		(void)file_write(path, rest, strlen(rest), 0600, false);
+	else
+		(void)unlink(path);
 	for (size_t i = 0; i < ARRAY_SIZE(victims); i++)
 		if (streq(victims[i].name, victim)) {
-			log_warning("fault: %s %s %s", victim, when, name);
+			log_warning("fault: %s %s %s", victim, before ? "before" : "after", identifiers[action]);
 			victims[i].strike(m);
 		}
 }

@@ -9,8 +9,8 @@
  *   ACTION:before|after:VICTIM
  *
  * ACTION is an identifier of MOVE_ACTIONS (SEND_FINISH), VICTIM one of: self (SIGKILL to this keeper), qemu (SIGKILL to
- * its QEMU), link (the control link is cut), cancel (a person cancels), powerdown (the guest is shut down). The file is
- * removed when it strikes.
+ * its QEMU), old and new (to an upgrade's), link (the control link is cut), cancel (a person cancels), powerdown (the guest is shut down). Several
+ * lines strike one after the other. A line is removed when it strikes, the file with its last line.
  */
 #ifdef VMFERRY_FAULTS
 void fault_point(Move *m, MoveAction action, bool before);

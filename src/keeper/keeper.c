@@ -10,6 +10,7 @@
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
+#include "basic/process.h"
 #include "keeper/launch.h"
 #include "keeper/move.h"
 #include "keeper/run.h"
@@ -73,7 +74,7 @@ void keeper_say_ready(Keeper *k, const Error *err)
 	}
 }
 
-static void save_state(Keeper *k)
+int keeper_save_state(Keeper *k)
 {
 	_cleanup_free_ char *path = runtime_path(k->name, "state");
 	_cleanup_json_ json_object *o =
@@ -81,7 +82,7 @@ static void save_state(Keeper *k)
 			   "generation", "u", (uint64_t)k->generation, "arrived", "b", (int)k->arrived, NULL);
 	const char *text = json_text(o);
 
-	(void)file_write(path, text, strlen(text), 0600, false);
+	return file_write(path, text, strlen(text), 0600, false);
 }
 
 void keeper_set_state(Keeper *k, VmState state, const char *reason)
@@ -92,7 +93,7 @@ void keeper_set_state(Keeper *k, VmState state, const char *reason)
 	k->state = state;
 	k->reason = reason;
 	k->since = clock_usec(CLOCK_REALTIME);
-	save_state(k);
+	(void)keeper_save_state(k);
 	control_emit_state(k);
 }
 
@@ -103,7 +104,7 @@ void keeper_keep_state(Keeper *k, VmState state, const char *reason)
 	keeper_set_state(k, state, same ? k->before.reason : reason);
 	if (same)
 		k->since = k->before.since;
-	save_state(k);
+	(void)keeper_save_state(k);
 }
 
 void keeper_history(Keeper *k, const char *event, json_object *details)
@@ -186,6 +187,33 @@ void keeper_leave(Keeper *k)
 		log_warning("cannot remove %s", dir);
 	forget_stranger(k);
 	sd_event_exit(k->event, 0);
+}
+
+int keeper_restart(Keeper *k, Error **err)
+{
+	_cleanup_free_ char *program = process_own_binary();
+
+	if (move_active(k->move) || k->peers)
+		return error_set(err, -EBUSY, "a migration or upgrade is under way");
+	if (!k->qemu || k->state == VM_STARTING || k->leaving)
+		return error_set(err, -EBUSY, "there is no guest to watch over, or not yet");
+	if (access(program, X_OK) < 0)
+		return error_set(err, -errno, "%s: %m", program);
+	k->restart = k->leaving = true;
+	return sd_event_exit(k->event, 0);
+}
+
+/* All fds are close-on-exec, the VM's lock too: who comes back takes it as after a crash. */
+static void restart_now(Keeper *k)
+{
+	_cleanup_free_ char *program = process_own_binary();
+	char *argv[] = {program, (char *)"run", k->name, NULL};
+
+	log_info("the keeper restarts: %s", program);
+	control_close(k);
+	execv(program, argv);
+	log_error("cannot run %s: %m", program);
+	raise(SIGKILL); /* a keeper that dies is started again; one that ends is not */
 }
 
 static int on_idle(sd_event_source *source, uint64_t usec, void *userdata)
@@ -517,5 +545,8 @@ int keeper_run(const char *name, unsigned int flags, int ready_fd)
 			(void)dir_remove(dir);
 		return 1;
 	}
-	return sd_event_loop(k.event) < 0 ? 1 : 0;
+	r = sd_event_loop(k.event);
+	if (k.restart)
+		restart_now(&k);
+	return r < 0 ? 1 : 0;
 }

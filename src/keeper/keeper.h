@@ -122,6 +122,7 @@ struct Keeper {
 	int ready_fd;  /* tells who started us */
 	bool incoming; /* started for a migration; ends when nobody wants it any more */
 	bool leaving;
+	bool restart; /* the program that is installed now goes on, in this process */
 
 	/* machine.c */
 	QemuProcess *qemu;
@@ -174,10 +175,18 @@ void keeper_set_state(Keeper *k, VmState state, const char *reason);
 /** keeper_keep_state() - after a restart: the state of before, with its reason and time, if it still is @state;
  * else @reason */
 void keeper_keep_state(Keeper *k, VmState state, const char *reason);
+/** keeper_save_state() - write the state file; its "generation" says which QEMU has the guest. Return: 0 or errno */
+int keeper_save_state(Keeper *k);
 /** keeper_history() - append a line to STATE_DIR/NAME/history; takes @details over, may be NULL */
 void keeper_history(Keeper *k, const char *event, json_object *details);
 /** keeper_leave() - end: answer who waits, remove the runtime directory, leave the loop */
 void keeper_leave(Keeper *k);
+/**
+ * keeper_restart() - let the program that is installed by now go on in this process; the guest does not notice
+ *
+ * Return: 0, it happens when the loop is left; -EBUSY or another negative errno with @err set.
+ */
+int keeper_restart(Keeper *k, Error **err);
 /** keeper_check_idle() - a keeper started for a migration ends when nothing came of it */
 void keeper_check_idle(Keeper *k);
 /** keeper_owner() - whether this host may run the guest, as the journal says */
@@ -197,12 +206,22 @@ void machine_kill(Keeper *k);
 void machine_learn_suspended(Keeper *k);
 /** machine_write_definition() - RUNTIME_DIR/NAME/definition, for our successor and for other VMs' keepers */
 int machine_write_definition(Keeper *k, Error **err);
-/** machine_attach_taps() - put all taps on their bridges */
+/** machine_attach_taps() - put all taps on their bridges; machine_attach_taps_of(): those of another QEMU */
 int machine_attach_taps(Keeper *k, Error **err);
+int machine_attach_taps_of(const QemuProcess *qemu, const VmDefinition *def, Error **err);
+/** machine_take_over() - another process, with its QMP, is the VM's QEMU from here on. Return: the one it was */
+QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp);
+/** machine_adopt_generation() - one QEMU after a keeper's restart. Return: 1 alive, 0 not, or negative errno */
+int machine_adopt_generation(Keeper *k, unsigned int generation, QemuProcess **ret, Error **err);
+/** machine_generation_dir() - RUNTIME_DIR/NAME/qemu.N; machine_next_generation(): the next N that is free */
+char *machine_generation_dir(const Keeper *k, unsigned int generation);
+unsigned int machine_next_generation(const Keeper *k);
+/** machine_check_off() - from the loop: when QEMU is gone and nothing is under way, the VM is off */
+void machine_check_off(Keeper *k);
 /** machine_qmp() - qmp_command() that does nothing when QEMU is going (then @reply is not called) */
 void machine_qmp(Keeper *k, const char *command, json_object *arguments, QmpReply reply, void *userdata);
-/** machine_version_known() - the answer of query-version */
-void machine_version_known(Keeper *k, json_object *ret);
+/** machine_version_text() - the answer of query-version as "10.0.2"; free() it */
+char *machine_version_text(json_object *ret);
 
 /* ---- lease.c ---- */
 /**
@@ -267,6 +286,8 @@ void stats_forget(Stats *stats);
 
 /* ---- console.c ---- */
 int console_open(Keeper *k, Error **err);
+/** console_switch() - go on with another QEMU's serial socket (taken over, -1: none); who looks on stays */
+void console_switch(Keeper *k, int guest_fd);
 Console *console_free(Console *console);
 
 /* ---- peer.c ---- */

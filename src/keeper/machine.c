@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* QEMU's life as the keeper sees it: start, adopt, events, end. */
+#include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/wait.h>
@@ -8,15 +10,27 @@
 
 #include "keeper/move.h"
 #include "keeper/scope.h"
+#include "keeper/upgrade.h"
 #include "qemu/tap.h"
 
 #define ADOPT_TRIES 250
+#define KILLED_MSEC 1000
 
-static char *generation_dir(Keeper *k)
+char *machine_generation_dir(const Keeper *k, unsigned int generation)
 {
-	_cleanup_free_ char *file = xasprintf("qemu.%u", k->generation);
+	_cleanup_free_ char *file = xasprintf("qemu.%u", generation);
 
 	return runtime_path(k->name, file);
+}
+
+unsigned int machine_next_generation(const Keeper *k)
+{
+	for (unsigned int n = k->generation + 1;; n++) {
+		_cleanup_free_ char *dir = machine_generation_dir(k, n);
+
+		if (access(dir, F_OK) < 0)
+			return n;
+	}
 }
 
 int machine_write_definition(Keeper *k, Error **err)
@@ -27,19 +41,24 @@ int machine_write_definition(Keeper *k, Error **err)
 	return r < 0 ? error_set(err, r, "cannot write %s: %s", path, strerror(-r)) : 0;
 }
 
-int machine_attach_taps(Keeper *k, Error **err)
+int machine_attach_taps_of(const QemuProcess *qemu, const VmDefinition *def, Error **err)
 {
-	for (size_t i = 0; i < k->def->n_nics; i++) {
-		_cleanup_fd_ int fd = qemu_process_tap_fd(k->qemu, i);
+	for (size_t i = 0; i < def->n_nics; i++) {
+		_cleanup_fd_ int fd = qemu_process_tap_fd(qemu, i);
 		int r;
 
 		if (fd < 0)
-			return error_set(err, fd, "nic %s: its tap is gone: %s", k->def->nics[i].id, strerror(-fd));
-		r = tap_attach(fd, &k->def->nics[i], err);
+			return error_set(err, fd, "nic %s: its tap is gone: %s", def->nics[i].id, strerror(-fd));
+		r = tap_attach(fd, &def->nics[i], err);
 		if (r < 0)
 			return r;
 	}
 	return 0;
+}
+
+int machine_attach_taps(Keeper *k, Error **err)
+{
+	return machine_attach_taps_of(k->qemu, k->def, err);
 }
 
 void machine_qmp(Keeper *k, const char *command, json_object *arguments, QmpReply reply, void *userdata)
@@ -91,6 +110,25 @@ static void vm_off(Keeper *k, const char *words, bool asked)
 	keeper_set_state(k, VM_SHUTOFF, reason);
 	keeper_history(k, reason, NULL);
 	keeper_leave(k);
+}
+
+static int on_check_off(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	Keeper *k = userdata;
+
+	(void)usec;
+	k->idle_timer = sd_event_source_disable_unref(source);
+	if (!k->qemu && !k->leaving && !move_active(k->move))
+		vm_off(k, "without a word", k->kill_sent);
+	return 0;
+}
+
+void machine_check_off(Keeper *k)
+{
+	if (k->incoming)
+		return;
+	k->idle_timer = sd_event_source_disable_unref(k->idle_timer);
+	(void)sd_event_add_time_relative(k->event, &k->idle_timer, CLOCK_MONOTONIC, 0, 1, on_check_off, k);
 }
 
 static int on_qemu_exit(sd_event_source *source, int fd, uint32_t revents, void *userdata)
@@ -260,21 +298,24 @@ static void on_machine_type(json_object *ret, const char *error, void *userdata)
 	(void)machine_write_definition(k, NULL);
 }
 
-void machine_version_known(Keeper *k, json_object *ret)
+char *machine_version_text(json_object *ret)
 {
 	uint64_t major = 0, minor = 0, micro = 0;
 
 	(void)json_get_u64(ret, "qemu.major", &major);
 	(void)json_get_u64(ret, "qemu.minor", &minor);
 	(void)json_get_u64(ret, "qemu.micro", &micro);
-	free(k->qemu_version);
-	k->qemu_version = xasprintf("%u.%u.%u", (unsigned int)major, (unsigned int)minor, (unsigned int)micro);
+	return xasprintf("%u.%u.%u", (unsigned int)major, (unsigned int)minor, (unsigned int)micro);
 }
 
 static void on_version(json_object *ret, const char *error, void *userdata)
 {
-	if (!error)
-		machine_version_known(userdata, ret);
+	Keeper *k = userdata;
+
+	if (error)
+		return;
+	free(k->qemu_version);
+	k->qemu_version = machine_version_text(ret);
 }
 
 static void cold_start(Keeper *k)
@@ -320,9 +361,26 @@ static void on_ready(void *userdata)
 	}
 }
 
+static const QmpHandlers handlers = {.ready = on_ready, .event = on_event, .closed = on_closed};
+
+QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp)
+{
+	QemuProcess *old = k->qemu;
+
+	k->qemu_exit = sd_event_source_disable_unref(k->qemu_exit);
+	if (k->qmp)
+		qmp_free(k->qmp);
+	k->qemu = qemu;
+	k->qmp = qmp;
+	if (qmp)
+		qmp_set_handlers(qmp, &handlers, k);
+	if (sd_event_add_io(k->event, &k->qemu_exit, qemu->pidfd, EPOLLIN, on_qemu_exit, k) < 0)
+		log_error("QEMU's end will not be seen");
+	return old;
+}
+
 static int connect_qmp(Keeper *k, Error **err)
 {
-	static const QmpHandlers handlers = {.ready = on_ready, .event = on_event, .closed = on_closed};
 	_cleanup_free_ char *path = xasprintf("%s/qmp", k->qemu->dir);
 	int fd = unix_connect(path), r;
 
@@ -353,8 +411,8 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 		keeper_lease_drop(k);
 		return r;
 	}
-	k->generation++;
-	dir = generation_dir(k);
+	k->generation = machine_next_generation(k);
+	dir = machine_generation_dir(k, k->generation);
 	keeper_set_state(k, incoming ? VM_INCOMING : VM_STARTING, incoming ? "migration" : "starting");
 	r = qemu_process_start(&(QemuStart){.definition = k->def,
 					    .user = k->conf->qemu_user,
@@ -378,7 +436,7 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 		keeper_lease_drop(k);
 		return r;
 	}
-	scope_start(k);
+	scope_start(k, k->qemu);
 	return 0;
 }
 
@@ -386,12 +444,12 @@ int machine_start(Keeper *k, bool incoming, Error **err)
  * A QEMU that was killed a moment ago holds its lock until its last thread is gone: wait for that, it is no migration's
  * pause. Return: as qemu_process_adopt().
  */
-static int adopt_settled(Keeper *k, const char *dir, Error **err)
+static int adopt_settled(const char *dir, unsigned int generation, QemuProcess **ret, Error **err)
 {
 	struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
 
 	for (unsigned int tries = 0;; tries++) {
-		int r = qemu_process_adopt(dir, k->generation, &k->qemu, err);
+		int r = qemu_process_adopt(dir, generation, ret, err);
 
 		if (r != -EAGAIN || tries == ADOPT_TRIES)
 			return r;
@@ -400,20 +458,91 @@ static int adopt_settled(Keeper *k, const char *dir, Error **err)
 	}
 }
 
-int machine_adopt(Keeper *k, Error **err)
+int machine_adopt_generation(Keeper *k, unsigned int generation, QemuProcess **ret, Error **err)
 {
-	_cleanup_free_ char *dir = NULL, *definition = NULL;
-	int r;
+	_cleanup_free_ char *dir = machine_generation_dir(k, generation);
+	int r = adopt_settled(dir, generation, ret, err);
 
-	dir = generation_dir(k);
-	r = adopt_settled(k, dir, err);
 	if (r == -ESRCH || r == -ENOENT) {
 		error_free(TAKE_PTR(*err));
 		return 0;
 	}
-	if (r < 0)
+	return r < 0 ? r : 1;
+}
+
+/* A QEMU of a generation that does not have the guest: it was being killed when the keeper before us ended. */
+static void sweep(Keeper *k, unsigned int generation)
+{
+	_cleanup_free_ char *dir = machine_generation_dir(k, generation);
+	_cleanup_qemu_process_ QemuProcess *left = NULL;
+	_cleanup_error_ Error *err = NULL;
+
+	if (machine_adopt_generation(k, generation, &left, &err) > 0) {
+		struct pollfd p = {.fd = left->pidfd, .events = POLLIN};
+
+		log_warning("process %d is a QEMU without the guest: killed", (int)left->pid);
+		(void)qemu_process_kill(left);
+		(void)poll(&p, 1, KILLED_MSEC);
+	}
+	(void)dir_remove(dir);
+}
+
+static void sweep_generations(Keeper *k)
+{
+	_cleanup_free_ char *path = runtime_path(k->name, NULL);
+	DIR *dir = opendir(path);
+	struct dirent *entry;
+
+	while (dir && (entry = readdir(dir))) {
+		const char *number = startswith(entry->d_name, "qemu.");
+		uint64_t n;
+
+		if (number && text_parse_u64(number, &n) == 0 && n <= UINT_MAX && n != k->qemu->generation &&
+		    !(k->move->up && k->move->up->other && n == k->move->up->other->generation))
+			sweep(k, (unsigned int)n);
+	}
+	if (dir)
+		closedir(dir);
+	while (waitpid(-1, NULL, WNOHANG) > 0)
+		; /* ours, when this process was the keeper before already */
+}
+
+/* The record names a dead one only if it could not be written: then the one that lives has the guest. */
+static int adopt_any(Keeper *k, Error **err)
+{
+	_cleanup_free_ char *path = runtime_path(k->name, NULL);
+	DIR *dir = opendir(path);
+	struct dirent *entry;
+	int r = 0;
+
+	while (dir && r == 0 && (entry = readdir(dir))) {
+		const char *number = startswith(entry->d_name, "qemu.");
+		uint64_t n;
+
+		if (!number || text_parse_u64(number, &n) < 0 || n > UINT_MAX)
+			continue;
+		r = machine_adopt_generation(k, (unsigned int)n, &k->qemu, err);
+		if (r > 0)
+			k->generation = (unsigned int)n;
+	}
+	if (dir)
+		closedir(dir);
+	return r;
+}
+
+int machine_adopt(Keeper *k, Error **err)
+{
+	_cleanup_free_ char *definition = NULL;
+	int r = upgrade_adopt(k, err);
+
+	if (r == 0)
+		r = machine_adopt_generation(k, k->generation, &k->qemu, err);
+	if (r == 0 && !k->move->up)
+		r = adopt_any(k, err);
+	if (r <= 0)
 		return r;
 	log_info("found QEMU alive: process %d", (int)k->qemu->pid);
+	sweep_generations(k);
 	definition = runtime_path(k->name, "definition");
 	r = vm_definition_load(k->name, definition, &k->def, err);
 	if (r < 0)

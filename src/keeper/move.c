@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "keeper/fault.h"
+#include "keeper/upgrade.h"
 
 #define HOLD_USEC (1 * USEC_PER_SEC) /* the target's QEMU must receive within so long of STOP */
 
@@ -50,6 +51,15 @@ static const MoveDo actions[] = {
 	[MOVE_DO_ANNOUNCE] = do_announce,
 	[MOVE_DO_JOURNAL_ABORTED] = do_journal_aborted,
 	[MOVE_DO_SAY_NEVER] = do_say_never,
+	[MOVE_DO_NOTE_UPGRADE] = do_note_upgrade,
+	[MOVE_DO_START_NEW] = do_start_new,
+	[MOVE_DO_SET_UP_BOTH] = do_set_up_both,
+	[MOVE_DO_START_UPGRADE] = do_start_upgrade,
+	[MOVE_DO_COMMIT_NEW] = do_commit_new,
+	[MOVE_DO_KILL_OLD] = do_kill_old,
+	[MOVE_DO_CONT_NEW] = do_cont_new,
+	[MOVE_DO_KILL_NEW] = do_kill_new,
+	[MOVE_DO_CLEAR_NEW] = do_clear_new,
 };
 static_assert(ARRAY_SIZE(actions) == _MOVE_ACTION_MAX, "a function for every action");
 
@@ -138,6 +148,10 @@ static const char *const late[_MOVE_STATE_MAX] = {
 	[MOVE_S_PERFORM] = "no progress: not a byte of memory moved",
 	[MOVE_S_HOLD] = "the target is not ready for the switch",
 	[MOVE_S_SWITCHOVER] = "the state of the guest's devices did not move",
+	[MOVE_U_START] = "the new QEMU did not get ready",
+	[MOVE_U_OPEN] = "a QEMU did not answer",
+	[MOVE_U_PERFORM] = "the state of the guest's devices did not move",
+	[MOVE_U_LOAD] = "the new QEMU did not load the guest's state",
 	[MOVE_T_PREP] = "QEMU there did not get ready",
 	[MOVE_T_GATE] = "QEMU there did not load the guest's state",
 };
@@ -260,13 +274,13 @@ static int run_actions(Move *m, const MoveRow *row)
 	return 0;
 }
 
-/* QEMU's exit may be known to the kernel before it is an event here: nothing is committed on a dead one. */
-static void look_at_qemu(Move *m)
+/* A QEMU's exit may be known to the kernel before it is an event here: nothing is committed on a dead one. */
+static void look_at(Move *m, const QemuProcess *qemu, MoveFact fact)
 {
-	struct pollfd p = {.fd = m->k->qemu ? m->k->qemu->pidfd : -1, .events = POLLIN};
+	struct pollfd p = {.fd = qemu ? qemu->pidfd : -1, .events = POLLIN};
 
-	if (m->k->qemu && poll(&p, 1, 0) > 0)
-		move_fact(m, MOVE_FACT_ALIVE, false);
+	if (qemu && poll(&p, 1, 0) > 0)
+		move_fact(m, fact, false);
 }
 
 static void step(Move *m, MoveEvent event)
@@ -274,7 +288,9 @@ static void step(Move *m, MoveEvent event)
 	MoveState before = m->state;
 	const MoveRow *row;
 
-	look_at_qemu(m);
+	look_at(m, m->k->qemu, MOVE_FACT_ALIVE);
+	if (m->up)
+		look_at(m, m->up->other, MOVE_FACT_OTHER);
 	row = move_step(m->state, event, m->facts);
 	if (!row) {
 		log_debug("migration: %s means nothing in %s", move_event_name(event), move_state_name(m->state));
@@ -357,6 +373,10 @@ void move_qemu_event(Move *m, const char *name, json_object *data, uint64_t at)
 {
 	const char *status;
 
+	if (m->up) {
+		upgrade_qemu_event(m, name, data, at);
+		return;
+	}
 	if (streq(name, "STOP")) {
 		m->t.stop = at;
 		perform_stop(m);
@@ -402,6 +422,7 @@ static void drop_sources(Move *m)
 static void drop_contents(Move *m)
 {
 	drop_sources(m);
+	m->up = upgrade_free(m->up);
 	m->data = data_free(m->data);
 	m->link = link_free(m->link);
 	ct_follow_free(m->follow);

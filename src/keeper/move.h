@@ -105,6 +105,8 @@ struct Move {
 	uint64_t followed, last_delta_entries;
 	CtApply *apply;
 
+	struct Upgrade *up; /* an upgrade, keeper/upgrade.h; NULL: a migration */
+
 	/* target */
 	PeerConnection *from;
 	PrepareCookie prepare;
@@ -145,6 +147,12 @@ bool move_active(const Move *m);
 bool move_is_target(const Move *m);
 /** move_save() - RUNTIME_DIR/NAME/move: which migration and side, for a keeper that comes after us */
 void move_save(Move *m);
+/** move_begin_at() - a keeper came back: go on in a state; @why: a sentence's beginning */
+void move_begin_at(Move *m, MoveState state, const char *why);
+/** move_let_go() - what this side holds of an attempt; the engine's state and the result stay */
+void move_let_go(Move *m);
+/** move_answer_check() - answer the call that a check is; takes @answer over */
+void move_answer_check(Move *m, json_object *answer);
 /** move_recover() - a keeper came (back): go on from the journal and QEMU's state. @qemu: a living QEMU was found */
 void move_recover(Keeper *k, bool qemu);
 /** move_qemu_event() - a QMP event while a migration is under way */
@@ -178,6 +186,8 @@ void move_options_clear(MoveOptions *options);
 /* ---- perform.c: Perform and the switch ---- */
 /** migration_capabilities() - arguments of migrate-set-capabilities; both sides set the same, @throttle is the source's */
 json_object *migration_capabilities(bool multifd, bool throttle);
+/** migration_capabilities_in_place() - the same for an upgrade, where both QEMUs map the same memory */
+json_object *migration_capabilities_in_place(void);
 int do_open_data(Move *m);
 int do_preallocate(Move *m);
 int do_start_migrate(Move *m);
@@ -236,6 +246,17 @@ int do_retake_lease(Move *m);
  * Return: 0, or negative errno with @err and hint set.
  */
 int keeper_lease_admit(Keeper *k, const PrepareCookie *p, const VmDefinition *def, Error **err);
+
+/* ---- upgrade.c ---- */
+int do_note_upgrade(Move *m);
+int do_start_new(Move *m);
+int do_set_up_both(Move *m);
+int do_start_upgrade(Move *m);
+int do_commit_new(Move *m);
+int do_kill_old(Move *m);
+int do_cont_new(Move *m);
+int do_kill_new(Move *m);
+int do_clear_new(Move *m);
 
 /* ---- admit.c ---- */
 /**
@@ -299,5 +320,7 @@ void direct_relay(Keeper *k, Client *client);
 json_object *report_result(Move *m);
 json_object *report_progress(Move *m);
 json_object *report_check(Move *m);
+json_object *report_upgrade(Move *m);
+json_object *report_upgrade_check(Move *m);
 json_object *report_status(Keeper *k);
 json_object *report_show(Keeper *k);

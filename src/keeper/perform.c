@@ -53,18 +53,18 @@ static void setup_command(Move *m, const char *command, json_object *arguments)
 }
 
 /* Every capability we care about, so that nothing of an earlier attempt is left. */
-enum { ALWAYS = 1, MULTIFD = 2, THROTTLE = 4 };
+enum { ALWAYS = 1, MULTIFD = 2, THROTTLE = 4, TO_A_HOST = 8, IN_PLACE = 16 };
 static const struct {
 	const char *name;
 	unsigned int when;
 } capabilities[] = {
-	{"return-path", ALWAYS},	 {"pause-before-switchover", ALWAYS}, {"events", ALWAYS},
-	{"late-block-activate", ALWAYS}, {"multifd", MULTIFD},		      {"auto-converge", THROTTLE},
+	{"return-path", ALWAYS},	 {"pause-before-switchover", TO_A_HOST}, {"events", ALWAYS},
+	{"late-block-activate", ALWAYS}, {"multifd", MULTIFD},			 {"auto-converge", THROTTLE},
+	{"x-ignore-shared", IN_PLACE},
 };
 
-json_object *migration_capabilities(bool multifd, bool throttle)
+static json_object *capabilities_for(unsigned int wanted)
 {
-	unsigned int wanted = ALWAYS | (multifd ? (unsigned int)MULTIFD : 0) | (throttle ? (unsigned int)THROTTLE : 0);
 	json_object *list = json_object_new_array();
 
 	for (size_t i = 0; i < ARRAY_SIZE(capabilities); i++)
@@ -72,6 +72,17 @@ json_object *migration_capabilities(bool multifd, bool throttle)
 				      json_build("capability", "s", capabilities[i].name, "state", "b",
 						 (capabilities[i].when & wanted) != 0, NULL));
 	return json_build("capabilities", "o", list, NULL);
+}
+
+json_object *migration_capabilities(bool multifd, bool throttle)
+{
+	return capabilities_for(ALWAYS | TO_A_HOST | (multifd ? (unsigned int)MULTIFD : 0) |
+				(throttle ? (unsigned int)THROTTLE : 0));
+}
+
+json_object *migration_capabilities_in_place(void)
+{
+	return capabilities_for(ALWAYS | IN_PLACE);
 }
 
 static uint64_t downtime_limit(const Move *m)

@@ -5,7 +5,7 @@
  */
 #include <errno.h>
 
-#include "keeper/move.h"
+#include "keeper/upgrade.h"
 
 /* What move_save() left. Return: whether a migration was under way. */
 static bool load_move(Move *m, bool *ret_target, bool *ret_resumed)
@@ -29,7 +29,7 @@ static bool load_move(Move *m, bool *ret_target, bool *ret_resumed)
 	return true;
 }
 
-static void begin_at(Move *m, MoveState state, const char *why)
+void move_begin_at(Move *m, MoveState state, const char *why)
 {
 	log_warning("%s: going on in %s", why, move_state_name(state));
 	m->state = state;
@@ -58,13 +58,13 @@ static void recover_source(Move *m, const JournalRecord *record)
 	switch (record->kind) {
 	case JOURNAL_COMMIT:
 		take_record(m, record);
-		begin_at(m, MOVE_S_DOUBT, "the guest was committed to another host");
+		move_begin_at(m, MOVE_S_DOUBT, "the guest was committed to another host");
 		keeper_set_state(m->k, VM_IN_DOUBT, "committed, no answer");
 		move_event(m, MOVE_EV_RESTART);
 		return;
 	case JOURNAL_GONE:
 		take_record(m, record);
-		begin_at(m, MOVE_S_DESTROY, "the guest has moved");
+		move_begin_at(m, MOVE_S_DESTROY, "the guest has moved");
 		move_event(m, MOVE_EV_RESTART);
 		return;
 	case JOURNAL_NONE:
@@ -74,7 +74,7 @@ static void recover_source(Move *m, const JournalRecord *record)
 	case _JOURNAL_KIND_MAX:
 		break;
 	}
-	begin_at(m, MOVE_S_CANCEL, "a migration was under way when the keeper was killed");
+	move_begin_at(m, MOVE_S_CANCEL, "a migration was under way when the keeper was killed");
 	error_set(&err, -EINTR, "the keeper was restarted during the migration");
 	move_error(m, err);
 	move_event(m, MOVE_EV_RESTART);
@@ -89,7 +89,7 @@ static void recover_target(Move *m, const char *run_state)
 	m->k->incoming = true;
 	m->gate = "none";
 	if (!record || record->kind != JOURNAL_COMMITTED) {
-		begin_at(m, MOVE_T_ABORT, "a migration to this host was not committed");
+		move_begin_at(m, MOVE_T_ABORT, "a migration to this host was not committed");
 		error_set(&err, -EINTR, "the target's keeper was restarted during the migration");
 		move_error(m, err);
 		move_event(m, MOVE_EV_RESTART);
@@ -97,7 +97,7 @@ static void recover_target(Move *m, const char *run_state)
 	}
 	m->was_running = record->running;
 	/* Loaded and never run: finish what was committed. Else it has run: it is ours as it is. */
-	begin_at(m, MOVE_T_CONT, "the guest was taken over");
+	move_begin_at(m, MOVE_T_CONT, "the guest was taken over");
 	if (streq(run_state, "running"))
 		m->was_running = false;
 	move_event(m, MOVE_EV_RESTART);
@@ -117,7 +117,9 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 		return; /* QEMU's exit decides */
 	log_info("QEMU says: %s", status);
 	keeper_say_ready(k, NULL);
-	if (moving && target) {
+	if (m->up) {
+		upgrade_recover(m, status);
+	} else if (moving && target) {
 		recover_target(m, status);
 	} else if (last->kind == JOURNAL_COMMIT || last->kind == JOURNAL_GONE || moving) {
 		if (streq(status, "running"))

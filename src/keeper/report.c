@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 
-#include "keeper/move.h"
+#include "keeper/upgrade.h"
 
 static double ms(uint64_t usec)
 {
@@ -155,6 +155,69 @@ json_object *report_check(Move *m)
 		add_finding(findings, "note", m->transport_reason, NULL);
 	return json_build("ok", "b", (int)ok, "findings", "o", findings, "target", "s", m->hello.host_name, "transport",
 			  "s", m->transport, "transport_reason", "s", m->transport_reason, NULL);
+}
+
+/* ---- upgrades ---- */
+
+static json_object *side_json(const char *binary, const char *version)
+{
+	return json_build("binary", "s", binary, "version", "s", version, NULL);
+}
+
+static json_object *upgrade_steps(const Move *m)
+{
+	const Upgrade *up = m->up;
+	const MoveTimes *t = &m->t;
+
+	return json_build("start", "d", ms(between(t->begun, up->ready)), "set_up", "d", ms(between(up->ready, up->opened)),
+			  "migrate", "d", ms(between(up->opened, t->stop)), "device_state", "d",
+			  ms(between(t->stop, t->postmigrate)), "load", "d", ms(between(t->postmigrate, t->loaded)),
+			  "record", "d", ms(between(t->loaded, t->committed)), "kill", "d",
+			  ms(between(t->committed, up->killed)), "cont", "d", ms(between(t->cont_sent, t->resumed)), "reap",
+			  "d", ms(between(up->killed, up->reaped)), NULL);
+}
+
+static const char *upgrade_guest(const Move *m)
+{
+	const Keeper *k = m->k;
+
+	if (!k->qemu || k->state == VM_SHUTOFF)
+		return "shut off";
+	return m->was_running && (!m->up->changed_over || m->up->resumed) ? "running here" : "paused";
+}
+
+json_object *report_upgrade(Move *m)
+{
+	const Upgrade *up = m->up;
+	bool completed = m->status && streq(m->status, "completed");
+	json_object *o = json_build("vm", "s", m->k->name, "id", "s", m->id, "kind", "s", "upgrade", "status", "s",
+				    m->status ? m->status : "running", "host", "s", m->k->conf->host_name, "from", "o",
+				    side_json(up->from_binary, up->from_version), "to", "o",
+				    side_json(up->to_binary, up->to_version), "phases", "o", phases_json(m), "total_ms",
+				    "d", ms(between(m->t.begun, m->t.ended ? m->t.ended : now_usec())), NULL);
+
+	if (completed && m->was_running && m->t.stop && m->t.resumed)
+		json_extend(o, "pause_ms", "d", ms(between(m->t.stop, m->t.resumed)), NULL);
+	if (completed)
+		json_extend(o, "steps", "o", upgrade_steps(m), NULL);
+	json_extend(o, "error", "o", error_json(m), "warnings", "o", strings(m->warnings), "guest", "s", upgrade_guest(m),
+		    NULL);
+	return o;
+}
+
+json_object *report_upgrade_check(Move *m)
+{
+	const Upgrade *up = m->up;
+	json_object *findings = json_object_new_array();
+	bool ok = !m->error;
+
+	if (!ok)
+		add_finding(findings, "error", m->error->message, m->error->hint);
+	for (size_t i = 0; m->warnings && m->warnings[i]; i++)
+		add_finding(findings, "warning", m->warnings[i], NULL);
+	return json_build("vm", "s", m->k->name, "ok", "b", (int)ok, "findings", "o", findings, "way", "s",
+			  ok ? "in place" : "none", "from", "o", side_json(up->from_binary, up->from_version), "to", "o",
+			  side_json(up->to_binary, up->to_version), "memory_needed", "u", up->memory_needed, NULL);
 }
 
 static json_object *conntrack_status(const Move *m)

@@ -15,11 +15,11 @@ static int on_started(sd_bus_message *reply, void *userdata, sd_bus_error *error
 	return 0;
 }
 
-static int send_request(Keeper *k, sd_bus *bus)
+static int send_request(Keeper *k, const QemuProcess *qemu, sd_bus *bus)
 {
 	_cleanup_(sd_bus_message_unrefp)
 	sd_bus_message *m = NULL;
-	_cleanup_free_ char *unit = xasprintf("vmferry-%s-%u.scope", k->name, k->generation);
+	_cleanup_free_ char *unit = xasprintf("vmferry-%s-%u.scope", k->name, qemu->generation);
 	_cleanup_free_ char *description = xasprintf("Virtual machine %s", k->name);
 	int r;
 
@@ -29,14 +29,14 @@ static int send_request(Keeper *k, sd_bus *bus)
 		r = sd_bus_message_append(m, "ss", unit, "replace");
 	if (r >= 0)
 		r = sd_bus_message_append(m, "a(sv)", 5, "Description", "s", description, "Slice", "s", "machine.slice",
-					  "PIDs", "au", 1, (uint32_t)k->qemu->pid, "Before", "as", 1,
+					  "PIDs", "au", 1, (uint32_t)qemu->pid, "Before", "as", 1,
 					  "vmferry-guests.service", "CollectMode", "s", "inactive-or-failed");
 	if (r >= 0)
 		r = sd_bus_message_append(m, "a(sa(sv))", 0);
 	return r < 0 ? r : sd_bus_call_async(bus, NULL, m, on_started, NULL, 0);
 }
 
-void scope_start(Keeper *k)
+void scope_start(Keeper *k, const QemuProcess *qemu)
 {
 	_cleanup_(sd_bus_unrefp)
 	sd_bus *bus = NULL;
@@ -48,7 +48,7 @@ void scope_start(Keeper *k)
 	if (r >= 0)
 		r = sd_bus_attach_event(bus, k->event, SD_EVENT_PRIORITY_NORMAL);
 	if (r >= 0)
-		r = send_request(k, bus);
+		r = send_request(k, qemu, bus);
 	if (r < 0)
 		log_warning("systemd does not give QEMU a scope of its own: %s", strerror(-r));
 	k->systemd_bus = sd_bus_flush_close_unref(k->systemd_bus);

@@ -8,4 +8,4 @@
  * keeper's unit and is stopped in order at shutdown; elsewhere nothing. Source: org.freedesktop.systemd1(5),
  * StartTransientUnit. Not waited for; a failure is logged and nothing more.
  */
-void scope_start(Keeper *k);
+void scope_start(Keeper *k, const QemuProcess *qemu);

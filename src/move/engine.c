@@ -88,7 +88,12 @@ const char *move_action_name(MoveAction action)
 
 bool move_committed(MoveState state)
 {
-	return state >= MOVE_S_RELEASE && state <= MOVE_S_DONE;
+	return (state >= MOVE_S_RELEASE && state <= MOVE_S_DONE) || (state >= MOVE_U_RESUME && state <= MOVE_U_REAP);
+}
+
+bool move_upgrading(MoveState state)
+{
+	return state >= MOVE_U_BEGIN && state <= MOVE_U_CLEAR;
 }
 
 const char *move_phase(MoveState state)
@@ -100,6 +105,9 @@ const char *move_phase(MoveState state)
 		{MOVE_S_CONNECT, MOVE_S_HELLO, "Begin"},	{MOVE_S_PROVE, MOVE_S_OPEN, "Prepare"},
 		{MOVE_S_PERFORM, MOVE_S_SWITCHOVER, "Perform"}, {MOVE_S_COMMIT, MOVE_S_DOUBT, "Finish"},
 		{MOVE_S_NEVER_LEASE, MOVE_S_DONE, "Confirm"},	{MOVE_S_CANCEL, MOVE_S_CANCEL, "Cancel"},
+		{MOVE_U_BEGIN, MOVE_U_OPEN, "Prepare"},		{MOVE_U_PERFORM, MOVE_U_LOAD, "Perform"},
+		{MOVE_U_CHECK, MOVE_U_RETRY, "Finish"},		{MOVE_U_REAP, MOVE_U_REAP, "Confirm"},
+		{MOVE_U_BACK, MOVE_U_CLEAR, "Cancel"},
 		{MOVE_T_PREP, MOVE_T_PREP, "Prepare"},		{MOVE_T_WAIT, MOVE_T_WAIT, "Perform"},
 		{MOVE_T_GATE, MOVE_T_RESUMING, "Finish"},	{MOVE_T_ABORT, MOVE_T_NEVER, "Cancel"},
 	};

@@ -36,6 +36,19 @@
 	X(S_DESTROY, "destroy", NONE, "GONE is durable: QEMU is killed, entries flushed, note left, Forget sent")      \
 	X(S_DONE, "done", NONE, "the guest lives on the target")                                                       \
 	X(S_CANCEL, "cancel", NONE, "not committed: QEMU is made to settle, the guest resumes here")                   \
+	X(U_BEGIN, "upgrade", NONE, "a newer QEMU is asked for; the guest runs in the old one")                         \
+	X(U_START, "upgrade-start", PREPARE, "the new QEMU starts with -incoming defer; guest runs")                   \
+	X(U_OPEN, "upgrade-open", PREPARE, "both QEMUs are set up: the same memory, a socket pair; guest runs")        \
+	X(U_PERFORM, "upgrade-perform", SWITCHOVER, "the device state moves; the guest stops for that")                \
+	X(U_LOAD, "upgrade-load", SWITCHOVER, "the old one has sent everything; the new one loads it, paused")         \
+	X(U_CHECK, "upgrade-check", NONE, "loaded; the record still names the old one: the last moment to go back")    \
+	X(U_KILL, "upgrade-kill", NONE, "the record names the new one; back only if that dies before the old one is killed") \
+	X(U_RESUME, "upgrade-resume", NONE, "the old one is killed: point of no return; the guest is the new one's")   \
+	X(U_RESUMING, "upgrade-resuming", NONE, "cont is sent to the new one, its answer is awaited")                  \
+	X(U_RETRY, "upgrade-retry", NONE, "cont failed: once more when the old one is gone")                           \
+	X(U_REAP, "upgrade-reap", NONE, "the guest runs in the new one; the old one is on its way out")                \
+	X(U_BACK, "upgrade-back", NONE, "not committed, or not killed: the guest stays in the old one, the new one goes") \
+	X(U_CLEAR, "upgrade-clear", NONE, "the new one is killed; the record has to name the old one again")           \
 	X(T_IDLE, "t-idle", NONE, "nothing of a migration here")                                                       \
 	X(T_PREP, "t-prepare", PREPARE, "policy passed, QEMU starts with -incoming defer; must not run the guest")     \
 	X(T_WAIT, "t-wait", NONE, "memory and deltas arrive; must not run the guest")                                  \
@@ -88,7 +101,9 @@
 	X(ABORT, "abort", "the source gives up (best effort)")                                               \
 	X(CONT_OK, "cont-ok", "cont was answered with success")                                              \
 	X(CONT_ERROR, "cont-error", "cont was answered with an error: no vCPU ran")                          \
-	X(QEMU_GONE, "qemu-gone", "the killed QEMU is reaped")
+	X(QEMU_GONE, "qemu-gone", "the killed QEMU is reaped")                                               \
+	X(UPGRADE, "upgrade", "a person asks for a newer QEMU here")                                         \
+	X(NEW_DEAD, "new-dead", "the new QEMU ended before the guest was its own")
 
 /* X(identifier, name) */
 #define MOVE_ACTIONS(X)                      \
@@ -130,7 +145,16 @@
 	X(SAY_LOST, "Running (lost)")        \
 	X(ANNOUNCE, "announce")              \
 	X(JOURNAL_ABORTED, "journal ABORTED") \
-	X(SAY_NEVER, "Never")
+	X(SAY_NEVER, "Never")                \
+	X(NOTE_UPGRADE, "note the upgrade")  \
+	X(START_NEW, "start the new QEMU")   \
+	X(SET_UP_BOTH, "set up both QEMUs")  \
+	X(START_UPGRADE, "migrate in place") \
+	X(COMMIT_NEW, "record the new generation") \
+	X(KILL_OLD, "SIGKILL the old QEMU")  \
+	X(CONT_NEW, "cont the new QEMU")     \
+	X(KILL_NEW, "SIGKILL the new QEMU")  \
+	X(CLEAR_NEW, "record the old generation")
 
 /* X(identifier, bit) what the executor knows at the time of an event */
 #define MOVE_FACTS(X)                                                          \
@@ -146,7 +170,8 @@
 	X(RESTARTED, 9)	  /* this keeper did not journal COMMITTED itself */   \
 	X(OWNER, 10)	  /* our journal says the guest is ours */             \
 	X(WAS_RUNNING, 11) /* the guest ran when the migration began */    \
-	X(OFFLINE, 12)	  /* there is no guest: definition, pins and ownership move */
+	X(OFFLINE, 12)	  /* there is no guest: definition, pins and ownership move */ \
+	X(OTHER, 13)	  /* upgrade: the VM's other QEMU process is there: the new one, once it is killed the old one */
 
 #define X(id, name, deadline, text) MOVE_##id,
 typedef enum MoveState { MOVE_STATES(X) _MOVE_STATE_MAX } MoveState;
@@ -202,8 +227,11 @@ MoveDeadline move_state_deadline(MoveState state);
 const char *move_event_name(MoveEvent event);
 const char *move_action_name(MoveAction action);
 
-/** move_committed() - whether the source has passed the point of no return in this state */
+/** move_committed() - whether the source, or an upgrade, has passed the point of no return in this state */
 bool move_committed(MoveState state);
+
+/** move_upgrading() - whether this state is one of an upgrade's own (its way back ends in S_CANCEL, as a migration's) */
+bool move_upgrading(MoveState state);
 
 /** move_phase() - libvirt's name of the phase a state belongs to: Begin, Prepare, Perform, Finish, Confirm; NULL outside */
 const char *move_phase(MoveState state);

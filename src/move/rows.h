@@ -98,6 +98,69 @@ ROW(S_CANCEL, SETTLED, F(ALIVE) | F(POST) | F(WAS_RUNNING), 0, S_IDLE, CONT_BACK
 ROW(S_CANCEL, SETTLED, 0, 0, S_IDLE, SEND_ABORT, END)
 ROW(S_CANCEL, QEMU_DEAD, 0, 0, S_IDLE, SEND_ABORT, END)
 
+/* ---- upgrade: another QEMU on this host, over the same memory ---- */
+
+/*
+ * Who has the guest: the old one until the record names the new one *and* the old one is killed. ALIVE is the QEMU that
+ * has the guest, OTHER the other one; KILL_OLD changes the two over.
+ */
+#define GO_BACK_IN_PLACE(state)                            \
+	ROW(state, FAILED, 0, 0, U_BACK, NOTHING)          \
+	ROW(state, ACTION_FAILED, 0, 0, U_BACK, NOTHING)   \
+	ROW(state, NEW_DEAD, 0, 0, U_BACK, NOTHING)        \
+	ROW(state, QEMU_DEAD, 0, 0, U_BACK, NOTHING)       \
+	ROW(state, GUEST_OFF, 0, 0, U_BACK, NOTHING)       \
+	ROW(state, CANCEL, 0, 0, U_BACK, NOTHING)          \
+	ROW(state, DEADLINE, 0, 0, U_BACK, NOTHING)
+
+ROW(S_IDLE, UPGRADE, F(OWNER) | F(ALIVE), 0, U_BEGIN, NOTHING)
+/* The note first: a keeper that finds two QEMUs must know why. */
+ROW(U_BEGIN, ENTER, 0, 0, U_START, NOTE_UPGRADE, START_NEW)
+GO_BACK_IN_PLACE(U_BEGIN)
+ROW(U_START, QEMU_READY, 0, 0, U_OPEN, SET_UP_BOTH)
+GO_BACK_IN_PLACE(U_START)
+ROW(U_OPEN, DATA_READY, 0, 0, U_PERFORM, START_UPGRADE)
+GO_BACK_IN_PLACE(U_OPEN)
+ROW(U_PERFORM, POSTMIGRATE, 0, 0, U_LOAD, NOTHING)
+GO_BACK_IN_PLACE(U_PERFORM)
+ROW(U_LOAD, ENTER, F(LOAD_DONE), 0, U_CHECK, NOTHING)
+ROW(U_LOAD, LOADED, 0, 0, U_CHECK, NOTHING)
+GO_BACK_IN_PLACE(U_LOAD)
+
+ROW(U_CHECK, ENTER, F(OTHER) | F(LOAD_DONE), F(CANCELLED), U_KILL, COMMIT_NEW)
+ROW(U_CHECK, ENTER, 0, 0, U_BACK, NOTHING)
+ROW(U_CHECK, ACTION_FAILED, 0, 0, U_BACK, NOTHING)
+
+/* The point of no return. SIGKILL is sent, not waited for: no thread of the old one returns to user space. */
+ROW(U_KILL, ENTER, F(OTHER), 0, U_RESUME, KILL_OLD)
+ROW(U_KILL, ENTER, 0, F(OTHER), U_BACK, NOTHING)
+ROW(U_KILL, RESTART, F(OTHER), 0, U_RESUME, KILL_OLD)
+ROW(U_KILL, RESTART, 0, F(OTHER), U_BACK, NOTHING)
+
+#define RESUME_NEW(event)                                                                    \
+	ROW(U_RESUME, event, F(ALIVE) | F(WAS_RUNNING), 0, U_RESUMING, CONT_NEW)             \
+	ROW(U_RESUME, event, F(ALIVE), F(WAS_RUNNING), U_REAP, NOTHING)                      \
+	ROW(U_RESUME, event, 0, F(ALIVE), U_REAP, NOTHING)
+RESUME_NEW(ENTER)
+RESUME_NEW(RESTART)
+#undef RESUME_NEW
+ROW(U_RESUMING, CONT_OK, 0, 0, U_REAP, ANNOUNCE)
+ROW(U_RESUMING, CONT_ERROR, F(OTHER), 0, U_RETRY, NOTHING)
+ROW(U_RESUMING, CONT_ERROR, 0, F(OTHER), U_REAP, NOTHING)
+ROW(U_RESUMING, QEMU_DEAD, 0, 0, U_REAP, NOTHING)
+ROW(U_RESUMING, GUEST_OFF, 0, 0, U_REAP, NOTHING)
+ROW(U_RETRY, ENTER, 0, F(OTHER), U_RESUMING, CONT_NEW)
+ROW(U_RETRY, QEMU_GONE, 0, 0, U_RESUMING, CONT_NEW)
+ROW(U_RETRY, QEMU_DEAD, 0, 0, U_REAP, NOTHING)
+ROW(U_REAP, ENTER, 0, F(OTHER), S_IDLE, END)
+ROW(U_REAP, QEMU_GONE, 0, 0, S_IDLE, END)
+
+ROW(U_BACK, ENTER, 0, 0, U_CLEAR, KILL_NEW)
+ROW(U_BACK, RESTART, 0, 0, U_CLEAR, KILL_NEW)
+/* A record that cannot be written names a dead QEMU: then the one that lives counts. */
+ROW(U_CLEAR, ENTER, 0, 0, S_CANCEL, CLEAR_NEW)
+ROW(U_CLEAR, ACTION_FAILED, 0, 0, S_CANCEL, NOTHING)
+
 /* ---- target ---- */
 
 #define GIVE_UP(state)                                   \
@@ -167,4 +230,5 @@ ROW(T_OWNER, OUTCOME, 0, 0, T_OWNER, SAY_RUNNING)
 ROW(T_OWNER, FINISH, 0, 0, T_OWNER, SAY_RUNNING)
 
 #undef GO_BACK
+#undef GO_BACK_IN_PLACE
 #undef GIVE_UP

@@ -536,6 +536,12 @@ int qmp_new(sd_event *event, int fd, const QmpHandlers *handlers, void *userdata
 	return 0;
 }
 
+void qmp_set_handlers(Qmp *q, const QmpHandlers *handlers, void *userdata)
+{
+	q->handlers = *handlers;
+	q->userdata = userdata;
+}
+
 Qmp *qmp_free(Qmp *q)
 {
 	if (!q || q->state == QMP_FREED)

@@ -35,6 +35,9 @@ typedef struct QmpHandlers {
  */
 int qmp_new(sd_event *event, int fd, const QmpHandlers *handlers, void *userdata, Qmp **ret);
 
+/** qmp_set_handlers() - hand a connection over to somebody else: what it says from now on is said to @handlers */
+void qmp_set_handlers(Qmp *qmp, const QmpHandlers *handlers, void *userdata);
+
 /**
  * qmp_free() - close; pending commands are answered with an error first, `closed` is not called
  *

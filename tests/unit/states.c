@@ -19,19 +19,23 @@ static const char *const deadline_names[] = {
 	[MOVE_DEADLINE_FINISH] = "finish",
 };
 
-static bool on_side(MoveState state, bool target)
+/* The tables: who carries out a state's rows, and how the diagram begins. */
+typedef enum Side { SOURCE, UPGRADE, TARGET } Side;
+static const char *const begins[] = {[SOURCE] = "idle", [UPGRADE] = "upgrade", [TARGET] = "t_idle"};
+
+static bool on_side(MoveState state, Side side)
 {
-	return (state >= MOVE_T_IDLE) == target;
+	return (state >= MOVE_T_IDLE ? TARGET : move_upgrading(state) ? UPGRADE : SOURCE) == side;
 }
 
-static void print_states(FILE *f, bool target)
+static void print_states(FILE *f, Side side)
 {
 	fprintf(f, "| state | phase | deadline | meaning |\n|---|---|---|---|\n");
 	for (int i = 0; i < _MOVE_STATE_MAX; i++) {
 		MoveState s = (MoveState)i;
 		const char *phase = move_phase(s);
 
-		if (on_side(s, target))
+		if (on_side(s, side))
 			fprintf(f, "| %s | %s | %s | %s |\n", move_state_name(s), phase ? phase : "",
 				deadline_names[move_state_deadline(s)], move_state_meaning(s));
 	}
@@ -62,14 +66,14 @@ static void print_row(FILE *f, const MoveRow *row)
 	fprintf(f, " |\n");
 }
 
-static void print_rows(FILE *f, bool target)
+static void print_rows(FILE *f, Side side)
 {
 	size_t n;
 	const MoveRow *rows = move_rows(&n);
 
 	fprintf(f, "| state | event | needs | next | actions, in order |\n|---|---|---|---|---|\n");
 	for (size_t i = 0; i < n; i++)
-		if (on_side(rows[i].state, target))
+		if (on_side(rows[i].state, side))
 			print_row(f, &rows[i]);
 }
 
@@ -107,21 +111,21 @@ static void print_edge(FILE *f, const MoveRow *rows, size_t n, size_t at)
 	fprintf(f, "%s\n", strv_length(events) < 6 ? "" : "anything goes wrong");
 }
 
-static void print_diagram(FILE *f, bool target)
+static void print_diagram(FILE *f, Side side)
 {
 	size_t n;
 	const MoveRow *rows = move_rows(&n);
 
 	fprintf(f, "```mermaid\nstateDiagram-v2\n");
 	for (int i = 0; i < _MOVE_STATE_MAX; i++)
-		if (on_side((MoveState)i, target) && strchr(move_state_name((MoveState)i), '-')) {
+		if (on_side((MoveState)i, side) && strchr(move_state_name((MoveState)i), '-')) {
 			fprintf(f, "    state \"%s\" as ", move_state_name((MoveState)i));
 			print_id(f, (MoveState)i);
 			fprintf(f, "\n");
 		}
-	fprintf(f, "    [*] --> %s\n", target ? "t_idle" : "idle");
+	fprintf(f, "    [*] --> %s\n", begins[side]);
 	for (size_t i = 0; i < n; i++)
-		if (on_side(rows[i].state, target) && rows[i].next != rows[i].state)
+		if (on_side(rows[i].state, side) && rows[i].next != rows[i].state)
 			print_edge(f, rows, n, i);
 	fprintf(f, "```\n");
 }
@@ -139,14 +143,14 @@ static void print_events(FILE *f)
 		fprintf(f, "| %s | %s |\n", move_event_name((MoveEvent)i), texts[i]);
 }
 
-static void print_side(FILE *f, const char *title, bool target)
+static void print_side(FILE *f, const char *title, Side side)
 {
 	fprintf(f, "\n## %s\n\n", title);
-	print_states(f, target);
+	print_states(f, side);
 	fprintf(f, "\n");
-	print_rows(f, target);
+	print_rows(f, side);
 	fprintf(f, "\n");
-	print_diagram(f, target);
+	print_diagram(f, side);
 }
 
 char *states_text(void)
@@ -170,11 +174,15 @@ char *states_text(void)
 		   "say to each\n"
 		   "other is in [protocol.md](protocol.md).\n\n");
 	print_events(f);
-	print_side(f, "Source", false);
+	print_side(f, "Source", SOURCE);
 	fprintf(f, "\nFrom *release* on the source is committed: it does not run the guest, nor kill it, before the "
 		   "target has said\n"
 		   "which of the two is right.\n");
-	print_side(f, "Target", true);
+	print_side(f, "Upgrade", UPGRADE);
+	fprintf(f,
+		"\nFrom *upgrade-resume* on the guest is the new QEMU's. The way back ends in *cancel* of the source's "
+		"table.\n");
+	print_side(f, "Target", TARGET);
 	if (fclose(f) != 0)
 		abort();
 	return text;

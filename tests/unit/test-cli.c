@@ -59,6 +59,7 @@ static const OptionSpec options[] = {
 	{"rate", 'r', OPTION_RATE, "RATE", "rate", "a rate"},
 	{"ms", 0, OPTION_MSEC, "MS", "ms", "a time"},
 	{"sec", 0, OPTION_SEC, "S", "sec", "a time"},
+	{"count", 0, OPTION_COUNT, "N", "count", "a number"},
 	{"file", 0, OPTION_FILE, "FILE", "file", "a file"},
 	{"file-text", 0, OPTION_TEXT, "TEXT", "file", NULL},
 	{NULL},

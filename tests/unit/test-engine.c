@@ -7,13 +7,14 @@
 #include <cmocka.h>
 
 #include "basic/text.h"
+#include "explore-upgrade.h"
 #include "explore.h"
 
 #define S(id) MOVE_##id
 #define EV(id) MOVE_EV_##id
 #define DO(id) MOVE_DO_##id
 #define F(id) MOVE_FACT_##id
-#define FACTS_ALL ((F(OFFLINE) << 1) - 1)
+#define FACTS_ALL ((F(OTHER) << 1) - 1)
 
 static const MoveRow *rows;
 static size_t n_rows;
@@ -124,6 +125,35 @@ static const Expected source_rows[] = {
 	{S(S_CANCEL), EV(QEMU_DEAD), 0, S(S_IDLE), {DO(SEND_ABORT), DO(END)}},
 };
 
+static const Expected upgrade_rows[] = {
+	{S(S_IDLE), EV(UPGRADE), F(OWNER) | F(ALIVE), S(U_BEGIN), {0}},
+	{S(U_BEGIN), EV(ENTER), F(ALIVE), S(U_START), {DO(NOTE_UPGRADE), DO(START_NEW)}},
+	{S(U_START), EV(QEMU_READY), F(ALIVE) | F(OTHER), S(U_OPEN), {DO(SET_UP_BOTH)}},
+	{S(U_OPEN), EV(DATA_READY), F(ALIVE) | F(OTHER), S(U_PERFORM), {DO(START_UPGRADE)}},
+	{S(U_PERFORM), EV(POSTMIGRATE), F(ALIVE) | F(OTHER), S(U_LOAD), {0}},
+	{S(U_LOAD), EV(ENTER), F(ALIVE) | F(OTHER) | F(LOAD_DONE), S(U_CHECK), {0}},
+	{S(U_LOAD), EV(LOADED), F(ALIVE) | F(OTHER), S(U_CHECK), {0}},
+	{S(U_CHECK), EV(ENTER), F(OTHER) | F(LOAD_DONE), S(U_KILL), {DO(COMMIT_NEW)}},
+	{S(U_CHECK), EV(ENTER), F(OTHER) | F(LOAD_DONE) | F(CANCELLED), S(U_BACK), {0}},
+	{S(U_CHECK), EV(ENTER), F(LOAD_DONE), S(U_BACK), {0}},
+	{S(U_CHECK), EV(ACTION_FAILED), F(OTHER) | F(LOAD_DONE), S(U_BACK), {0}},
+	{S(U_KILL), EV(ENTER), F(OTHER), S(U_RESUME), {DO(KILL_OLD)}},
+	{S(U_KILL), EV(ENTER), F(ALIVE), S(U_BACK), {0}},
+	{S(U_KILL), EV(RESTART), F(OTHER), S(U_RESUME), {DO(KILL_OLD)}},
+	{S(U_KILL), EV(RESTART), F(ALIVE), S(U_BACK), {0}},
+	{S(U_RESUME), EV(ENTER), F(ALIVE) | F(WAS_RUNNING), S(U_RESUMING), {DO(CONT_NEW)}},
+	{S(U_RESUME), EV(ENTER), F(ALIVE), S(U_REAP), {0}},
+	{S(U_RESUMING), EV(CONT_OK), F(ALIVE), S(U_REAP), {DO(ANNOUNCE)}},
+	{S(U_RESUMING), EV(CONT_ERROR), F(ALIVE) | F(OTHER), S(U_RETRY), {0}},
+	{S(U_RESUMING), EV(CONT_ERROR), F(ALIVE), S(U_REAP), {0}},
+	{S(U_RETRY), EV(QEMU_GONE), F(ALIVE), S(U_RESUMING), {DO(CONT_NEW)}},
+	{S(U_REAP), EV(QEMU_GONE), F(ALIVE), S(S_IDLE), {DO(END)}},
+	{S(U_REAP), EV(ENTER), F(ALIVE), S(S_IDLE), {DO(END)}},
+	{S(U_BACK), EV(ENTER), F(ALIVE) | F(OTHER), S(U_CLEAR), {DO(KILL_NEW)}},
+	{S(U_CLEAR), EV(ENTER), F(ALIVE), S(S_CANCEL), {DO(CLEAR_NEW)}},
+	{S(U_CLEAR), EV(ACTION_FAILED), F(ALIVE), S(S_CANCEL), {0}},
+};
+
 static const Expected target_rows[] = {
 	{S(T_IDLE), EV(PREPARE), 0, S(T_PREP), {DO(PREALLOCATE), DO(START_QEMU)}},
 	{S(T_PREP), EV(QEMU_READY), F(ALIVE), S(T_WAIT), {DO(PREPARE_REPLY)}},
@@ -191,6 +221,13 @@ static void test_protocol_rows(void **state)
 		{S(S_DOUBT), EV(ACTION_FAILED), 0},  /* the lease is not ours: go on asking */
 		{S(S_WAIT), EV(QEMU_DEAD), F(LINK)}, /* not for the source to decide any more */
 		{S(S_DOUBT), EV(QEMU_DEAD), 0},
+		{S(S_IDLE), EV(UPGRADE), F(OWNER)}, /* no guest */
+		{S(S_IDLE), EV(UPGRADE), F(ALIVE)}, /* not the owner */
+		{S(U_RESUME), EV(CANCEL), F(ALIVE)}, /* too late */
+		{S(U_RESUMING), EV(CANCEL), F(ALIVE)},
+		{S(U_RESUMING), EV(DEADLINE), F(ALIVE)},
+		{S(U_REAP), EV(ENTER), F(ALIVE) | F(OTHER)},
+		{S(U_REAP), EV(CANCEL), F(ALIVE)},
 		{S(T_IDLE), EV(PREPARE), F(OWNER)}, /* the guest is here */
 		{S(T_IDLE), EV(FINISH), 0},
 		{S(T_GATE), EV(LOADED), F(LOAD_DONE)},
@@ -208,6 +245,7 @@ static void test_protocol_rows(void **state)
 
 	(void)state;
 	check_rows(source_rows, ARRAY_SIZE(source_rows));
+	check_rows(upgrade_rows, ARRAY_SIZE(upgrade_rows));
 	check_rows(target_rows, ARRAY_SIZE(target_rows));
 	for (size_t i = 0; i < ARRAY_SIZE(nothing); i++)
 		if (move_step(nothing[i].state, nothing[i].event, nothing[i].facts))
@@ -217,17 +255,33 @@ static void test_protocol_rows(void **state)
 
 /* ---- every state, event and set of facts ---- */
 
+/* What the rows of a state look at; no other fact makes a difference there. */
+static unsigned int facts_of(MoveState state)
+{
+	unsigned int facts = 0;
+
+	for (size_t i = 0; i < n_rows; i++)
+		if (rows[i].state == state)
+			facts |= rows[i].need | rows[i].not ;
+	return facts;
+}
+
 static void check_step(const MoveRow *row, MoveState s, MoveEvent event)
 {
 	assert_true(row->state == s && row->event == event);
 	assert_int_equal(is_source(row->next), is_source(s));
 	if (move_committed(s)) {
 		assert_int_not_equal(row->next, MOVE_S_CANCEL);
-		assert_true(move_committed(row->next) || (s == MOVE_S_NEVER_RESUME && row->next == MOVE_S_IDLE));
+		assert_true(move_committed(row->next) ||
+			    ((s == MOVE_S_NEVER_RESUME || s == MOVE_U_REAP) && row->next == MOVE_S_IDLE));
 	} else if (move_committed(row->next)) {
-		assert_true(s == MOVE_S_COMMIT && row->actions[0] == MOVE_DO_JOURNAL_COMMIT);
+		assert_true((s == MOVE_S_COMMIT && row->actions[0] == MOVE_DO_JOURNAL_COMMIT) ||
+			    (s == MOVE_U_KILL && row->actions[0] == MOVE_DO_KILL_OLD));
 		assert_int_equal(row->actions[1], MOVE_DO_NOTHING);
 	}
+	if (row->next == MOVE_U_KILL)
+		assert_true(row->actions[0] == MOVE_DO_COMMIT_NEW && row->actions[1] == MOVE_DO_NOTHING);
+	assert_true(!move_upgrading(row->next) || move_upgrading(s) || s == MOVE_S_IDLE);
 	if (row->next == MOVE_T_CONT)
 		assert_int_equal(row->actions[0], MOVE_DO_JOURNAL_COMMITTED);
 	if (row->next == MOVE_T_OWNER && s < MOVE_T_CONT)
@@ -250,6 +304,8 @@ static void test_every_step(void **state)
 
 				if (!has_event((MoveState)s, (MoveEvent)event) && facts > 0)
 					break;
+				if (facts & ~facts_of((MoveState)s))
+					continue;
 				row = move_step((MoveState)s, (MoveEvent)event, facts);
 				if (!row)
 					continue;
@@ -269,6 +325,8 @@ static void test_passing_states(void **state)
 		S(S_COMMIT),	   S(S_RELEASE), S(S_SEND),    S(S_NEVER_LEASE), S(S_NEVER_RECORD),
 		S(S_NEVER_RESUME), S(S_GONE),	 S(S_DESTROY), S(S_CANCEL),	 S(T_LEASE),
 		S(T_JOURNAL),	   S(T_CONT),	 S(T_ABORT),   S(T_KILL),	 S(T_NEVER),
+		S(U_BEGIN),	   S(U_CHECK),	 S(U_KILL),    S(U_RESUME),	 S(U_BACK),
+		S(U_CLEAR),
 	};
 
 	(void)state;
@@ -284,12 +342,17 @@ static void test_the_way_back(void **state)
 					  EV(DEADLINE), EV(NEVER),     EV(GUEST_OFF), EV(ACTION_FAILED)};
 	static const MoveEvent wrong_there[] = {EV(OUTCOME),   EV(ABORT),  EV(LINK_LOST), EV(DEADLINE),
 						EV(QEMU_DEAD), EV(FAILED), EV(PREPARE),	  EV(ACTION_FAILED)};
+	static const MoveEvent wrong_in_place[] = {EV(CANCEL),	 EV(NEW_DEAD),	EV(FAILED),	  EV(QEMU_DEAD),
+						   EV(DEADLINE), EV(GUEST_OFF), EV(ACTION_FAILED)};
 
 	(void)state;
 	for (unsigned int facts = 0; facts <= FACTS_ALL; facts++) {
 		for (MoveState s = MOVE_S_CONNECT; s < MOVE_S_COMMIT; s++)
 			for (size_t i = 0; i < ARRAY_SIZE(wrong); i++)
 				assert_int_equal(move_step(s, wrong[i], facts)->next, MOVE_S_CANCEL);
+		for (MoveState s = MOVE_U_BEGIN; s <= MOVE_U_LOAD; s++)
+			for (size_t i = 0; i < ARRAY_SIZE(wrong_in_place); i++)
+				assert_int_equal(move_step(s, wrong_in_place[i], facts)->next, MOVE_U_BACK);
 		for (MoveState s = MOVE_T_PREP; s <= MOVE_T_WAIT; s++)
 			for (size_t i = 0; i < ARRAY_SIZE(wrong_there); i++)
 				assert_int_equal(move_step(s, wrong_there[i], facts)->next, MOVE_T_ABORT);
@@ -345,6 +408,10 @@ static void test_order(void **state)
 		{S(S_IDLE), DO(JOURNAL_OWNER), DO(RESUME)},
 		{S(S_IDLE), DO(ACQUIRE_LEASE), DO(RESUME), DO(RETAKE_LEASE)},
 		{S(S_IDLE), DO(LAST_DELTA), DO(CONTINUE)},
+		{S(S_IDLE), DO(COMMIT_NEW), DO(KILL_OLD)},
+		{S(S_IDLE), DO(KILL_OLD), DO(CONT_NEW)},
+		{S(S_IDLE), DO(NOTE_UPGRADE), DO(START_NEW)},
+		{S(S_IDLE), DO(KILL_NEW), DO(CLEAR_NEW)},
 		{S(T_IDLE), DO(JOURNAL_COMMITTED), DO(CONT)},
 		{S(T_IDLE), DO(ACQUIRE_LEASE), DO(JOURNAL_COMMITTED)},
 		{S(T_IDLE), DO(JOURNAL_COMMITTED), DO(SAY_RUNNING)},
@@ -486,6 +553,69 @@ static void test_seeded_bugs(void **state)
 	}
 }
 
+/* ---- an upgrade ---- */
+
+static void test_explore_upgrade(void **state)
+{
+	_cleanup_free_ bool *used = xcalloc(n_rows, sizeof(bool));
+
+	(void)state;
+	for (int running = 0; running < 2; running++) {
+		UpgradeExplored result = explore_upgrade(rows, n_rows, FAULTS, running, used, true);
+
+		print_message("%s: %zu states\n", running ? "running" : "paused", result.states);
+		assert_null(result.broken);
+		assert_true(result.states > 1000);
+	}
+	for (size_t i = 0; i < n_rows; i++)
+		if (move_upgrading(rows[i].state) && !used[i] && rows[i].next != MOVE_U_BACK &&
+		    rows[i].event != MOVE_EV_GUEST_OFF && rows[i].event != MOVE_EV_RESTART &&
+		    rows[i].event != MOVE_EV_CONT_ERROR)
+			fail_msg("%s in %s is never taken", move_event_name(rows[i].event), move_state_name(rows[i].state));
+}
+
+static const Seed upgrade_seeds[] = {
+	{"SIGKILL before the record", S(U_CHECK), EV(ENTER), DO(COMMIT_NEW), S(U_KILL), {0}},
+	{"cont before SIGKILL", S(U_KILL), EV(ENTER), DO(KILL_OLD), S(U_RESUMING), {DO(CONT_NEW)}},
+	{"SIGKILL although the new one is dead", S(U_KILL), EV(ENTER), DO(NOTHING), S(U_RESUME), {DO(KILL_OLD)}},
+	{"the same after a restart", S(U_KILL), EV(RESTART), DO(NOTHING), S(U_RESUME), {DO(KILL_OLD)}},
+	{"an unwritten record is carried out", S(U_CHECK), EV(ACTION_FAILED), DO(NOTHING), S(U_KILL), {0}},
+	{"back without killing the new one", S(U_BACK), EV(ENTER), DO(KILL_NEW), S(U_CLEAR), {0}},
+	{"back, the record still names the new one", S(U_CLEAR), EV(ENTER), DO(CLEAR_NEW), S(S_CANCEL), {0}},
+	{"the guest stays paused in the old one", S(S_CANCEL), EV(SETTLED), DO(CONT_BACK), S(S_IDLE), {DO(END)}},
+	{"the guest stays paused in the new one", S(U_RESUME), EV(ENTER), DO(CONT_NEW), S(U_REAP), {0}},
+	{"a paused guest is resumed", S(U_RESUME), EV(ENTER), DO(NOTHING), S(U_RESUMING), {DO(CONT_NEW)}},
+	{"no way on after a restart", S(U_RESUME), EV(RESTART), DO(CONT_NEW), S(U_RESUME), {0}},
+	{"cont is not tried again", S(U_RESUMING), EV(CONT_ERROR), DO(NOTHING), S(U_REAP), {0}},
+	{"the end before the old one is gone", S(U_RESUMING), EV(CONT_OK), DO(ANNOUNCE), S(S_IDLE), {DO(END)}},
+	{"no note", S(U_BEGIN), EV(ENTER), DO(NOTE_UPGRADE), S(U_START), {DO(START_NEW)}},
+};
+
+static void test_upgrade_seeds(void **state)
+{
+	_cleanup_free_ MoveRow *wrong = xcalloc(n_rows, sizeof(*wrong));
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(upgrade_seeds); i++) {
+		const Seed *seed = &upgrade_seeds[i];
+		const char *broken = NULL;
+		size_t at = 0;
+
+		while (at < n_rows && (rows[at].state != seed->state || rows[at].event != seed->event ||
+				       (seed->marked != DO(NOTHING) && !has_action(&rows[at], seed->marked)) ||
+				       (seed->marked == DO(NOTHING) && rows[at].actions[0] != DO(NOTHING))))
+			at++;
+		assert_true(at < n_rows);
+		memcpy(wrong, rows, n_rows * sizeof(*wrong));
+		wrong[at].next = seed->next;
+		memcpy(wrong[at].actions, seed->actions, sizeof(seed->actions));
+		for (int paused = 0; paused < 2 && !broken; paused++)
+			broken = explore_upgrade(wrong, n_rows, 2, !paused, NULL, false).broken;
+		print_message("%s: %s\n", seed->what, broken ? broken : "not seen");
+		assert_non_null(broken);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -499,6 +629,8 @@ int main(void)
 		cmocka_unit_test(test_records),
 		cmocka_unit_test(test_explore),
 		cmocka_unit_test(test_seeded_bugs),
+		cmocka_unit_test(test_explore_upgrade),
+		cmocka_unit_test(test_upgrade_seeds),
 	};
 
 	rows = move_rows(&n_rows);

@@ -1,0 +1,705 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* An upgrade: what is in its way, and the actions of the rows U_*. Nothing slow stands between STOP and RESUME. */
+#include "keeper/upgrade.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define STREAM_FD_NAME "vmferry-upgrade"
+#define BANDWIDTH_UNLIMITED ((uint64_t)1 << 40)
+#define MEMORY_OF_A_QEMU ((uint64_t)48 << 20) /* what a second one takes beside the guest's memory, measured: 36 MiB   \
+					       */
+
+void upgrade_options_clear(UpgradeOptions *o)
+{
+	free(o->binary);
+	free(o->to_definition);
+	*o = (UpgradeOptions){};
+}
+
+/* ---- what is in the way ---- */
+
+/* Devices whose other end knows one QEMU only. What QEMU itself cannot migrate, it says when it is asked. */
+static const struct {
+	const char *word, *what;
+} not_twice[] = {
+	{"vfio-", "a device passed through (VFIO)"},
+	{"vhost-user", "vhost-user: its back end serves one QEMU"},
+	{"vhost-vdpa", "vDPA: its device serves one QEMU"},
+	{"virtiofs", "virtiofs: its daemon serves one QEMU"},
+};
+
+static int check_devices(const VmDefinition *def, Error **err)
+{
+	for (size_t i = 0; def->qemu_args && def->qemu_args[i]; i++)
+		for (size_t j = 0; j < ARRAY_SIZE(not_twice); j++)
+			if (strstr(def->qemu_args[i], not_twice[j].word)) {
+				error_set(err, -ENOTSUP, "qemu-args \"%s\": %s", def->qemu_args[i], not_twice[j].what);
+				error_hint(err, "such a VM can only be shut down and started again");
+				return -ENOTSUP;
+			}
+	return 0;
+}
+
+static int check_memory(Keeper *k, Error **err)
+{
+	_cleanup_fd_ int fd = -1;
+
+	if (k->def->memory_backing != MEMORY_PRIVATE) {
+		fd = qemu_process_memfd(k->qemu);
+		return fd < 0 ? error_set(err, fd, "the guest's memory cannot be had from its QEMU: %s", strerror(-fd))
+			      : 0;
+	}
+	error_set(err, -ENOTSUP,
+		  "its memory is its QEMU's own (memory-backing = \"private\"): no other QEMU can map it; copied to "
+		  "another "
+		  "one it would need %" PRIu64 " MiB more",
+		  (k->def->memory + MEMORY_OF_A_QEMU) >> 20);
+	error_hint(err, "set memory-backing = \"shared\", and stop and start it once");
+	return -ENOTSUP;
+}
+
+static int check_blockers(Keeper *k, Error **err)
+{
+	int r;
+
+	if (move_active(k->move)) {
+		error_set(err, -EBUSY, "a migration or upgrade of %s is under way already", k->name);
+		error_hint(err, "see vmferry status %s", k->name);
+		return -EBUSY;
+	}
+	if ((k->state != VM_RUNNING && k->state != VM_PAUSED) || !k->qemu || !k->qmp)
+		return error_set(err, -EBUSY, "%s is %s: there is no guest to keep", k->name,
+				 vm_state_to_string(k->state));
+	if (!keeper_owner(k))
+		return error_set(err, -EPERM, "the journal says that %s is not this host's", k->name);
+	if (k->def->lease == LEASE_SANLOCK) {
+		error_set(err, -ENOTSUP, "its lease (sanlock) is bound to the QEMU process that has it");
+		error_hint(err, "lease file goes with the guest");
+		return -ENOTSUP;
+	}
+	r = check_memory(k, err);
+	return r < 0 ? r : check_devices(k->def, err);
+}
+
+/* A definition may say other paths, but not other disks: the same file or device by another name. */
+static int same_disks(const VmDefinition *a, const VmDefinition *b, Error **err)
+{
+	for (size_t i = 0; i < a->n_disks && i < b->n_disks; i++) {
+		struct stat x, y;
+
+		if (stat(a->disks[i].file, &x) < 0 || stat(b->disks[i].file, &y) < 0)
+			return error_set(err, -errno, "disk %s: %s: %m", b->disks[i].id, b->disks[i].file);
+		if (x.st_dev != y.st_dev || x.st_ino != y.st_ino)
+			return error_set(err, -EINVAL, "disk %s: %s is not the file that the guest uses (%s)",
+					 b->disks[i].id, b->disks[i].file, a->disks[i].file);
+	}
+	return 0;
+}
+
+static int take_definition(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, Error **err)
+{
+	_cleanup_(vm_definition_freep)
+	VmDefinition *to = NULL;
+	_cleanup_strv_ char **differences = NULL;
+	int r;
+
+	if (!o->to_definition) {
+		*ret = vm_definition_copy(k->def);
+		return 0;
+	}
+	r = vm_definition_parse(k->name, o->to_definition, "--to-definition", &to, err);
+	if (r < 0)
+		return r;
+	vm_definition_pin(to, k->def);
+	if (vm_abi_compare(k->def, to, &differences) > 0) {
+		error_set(err, -EINVAL, "the definition changes what the guest sees: %s%s", differences[0],
+			  differences[1] ? " (and more)" : "");
+		error_hint(err, "only host paths, bridges and listen addresses may differ");
+		return -EINVAL;
+	}
+	if (to->memory_backing != k->def->memory_backing || to->serial != k->def->serial ||
+	    to->lease != k->def->lease || !streq_null(to->lease_path, k->def->lease_path))
+		return error_set(err, -EINVAL, "memory-backing, serial and lease cannot change under a running guest");
+	r = same_disks(k->def, to, err);
+	if (r >= 0)
+		*ret = TAKE_PTR(to);
+	return r;
+}
+
+/* Which program: as asked for; else what --to-definition, the VM's file or host.conf say by now. */
+static int take_binary(Keeper *k, const UpgradeOptions *o, VmDefinition *def, Error **err)
+{
+	_cleanup_free_ char *file = xasprintf("%s/vms/%s.vm", config_dir(), k->name);
+	_cleanup_(vm_definition_freep)
+	VmDefinition *now = NULL;
+	const char *binary = o->binary;
+
+	if (!binary && !o->to_definition && k->arrived)
+		binary = k->conf->binary;
+	if (!binary && !o->to_definition && !k->arrived && access(file, F_OK) == 0) {
+		int r = vm_definition_load(k->name, file, &now, err);
+
+		if (r < 0)
+			return r;
+		binary = now->binary;
+	}
+	if (binary) {
+		char *copy = xstrdup(binary);
+
+		free(def->binary);
+		def->binary = copy;
+	}
+	return 0;
+}
+
+/* The guest's memory is there already: only what a second QEMU takes for itself is needed. */
+static int check_host(Keeper *k, const VmDefinition *def, Error **err)
+{
+	VmDefinition need = *def;
+
+	need.memory = MEMORY_OF_A_QEMU;
+	need.memory_backing = MEMORY_SHARED;
+	return host_check_resources(k->conf, &need, err);
+}
+
+static int prepare(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, Error **err)
+{
+	_cleanup_(vm_definition_freep)
+	VmDefinition *def = NULL;
+	int r = check_blockers(k, err);
+
+	if (r >= 0)
+		r = take_definition(k, o, &def, err);
+	if (r >= 0)
+		r = take_binary(k, o, def, err);
+	if (r >= 0)
+		r = check_host(k, def, err);
+	if (r >= 0)
+		*ret = TAKE_PTR(def);
+	return r;
+}
+
+static Upgrade *upgrade_new(Move *m, VmDefinition *def)
+{
+	Keeper *k = m->k;
+	Upgrade *up = xcalloc(1, sizeof(*up));
+
+	*up = (Upgrade){.m = m,
+			.old = k->qemu->generation,
+			.fresh = machine_next_generation(k),
+			.def = def,
+			.serial_fd = -1,
+			.stream = {-1, -1},
+			.from_binary = xstrdup(k->def->binary),
+			.to_binary = xstrdup(def->binary),
+			.from_version = k->qemu_version ? xstrdup(k->qemu_version) : NULL,
+			.memory_needed = MEMORY_OF_A_QEMU};
+	return up;
+}
+
+int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Error **err)
+{
+	Move *m = k->move;
+	_cleanup_free_ char *id = text_random_id();
+	VmDefinition *def = NULL;
+	int r = prepare(k, options, &def, err);
+
+	if (r < 0)
+		return r;
+	target_settle(m);
+	move_reset(m);
+	m->state = MOVE_S_IDLE;
+	memcpy(m->id, id, sizeof(m->id));
+	m->up = upgrade_new(m, def);
+	m->up->binary = TAKE_PTR(options->binary);
+	m->up->to_definition = TAKE_PTR(options->to_definition);
+	m->opt.check_only = options->check_only;
+	m->opt.live = true;
+	m->check_message = sd_bus_message_ref(check);
+	m->t.begun = m->t.phase_begun = now_usec();
+	m->was_running = k->state == VM_RUNNING;
+	m->was_reason = k->reason;
+	move_fact(m, MOVE_FACT_WAS_RUNNING, m->was_running);
+	move_fact(m, MOVE_FACT_OWNER, true);
+	move_fact(m, MOVE_FACT_ALIVE, true);
+	log_info("upgrade %s of %s (%s): %s -> %s%s", m->id, k->name, vm_state_to_string(k->state), m->up->from_binary,
+		 m->up->to_binary, m->opt.check_only ? " (check)" : "");
+	move_event(m, MOVE_EV_UPGRADE);
+	return 0;
+}
+
+/* ---- the note, and the new QEMU ---- */
+
+int do_note_upgrade(Move *m)
+{
+	_cleanup_free_ char *path = runtime_path(m->k->name, "move");
+	_cleanup_json_ json_object *o =
+		json_build("id", "s", m->id, "target", "b", 0, "upgrade", "b", 1, "old", "u", (uint64_t)m->up->old,
+			   "fresh", "u", (uint64_t)m->up->fresh, "running", "b", (int)m->was_running, NULL);
+	const char *text = json_text(o);
+	Error *err = NULL;
+	int r = file_write(path, text, strlen(text), 0600, false);
+
+	if (r < 0)
+		error_set(&err, r, "cannot write %s: %s", path, strerror(-r));
+	move_error(m, err);
+	return r;
+}
+
+int do_start_new(Move *m)
+{
+	Error *err = NULL;
+	int r = second_start(m->up, &err);
+
+	move_error(m, err);
+	return r;
+}
+
+/* ---- set-up: every command of both must succeed ---- */
+
+static void set_up_done(Move *m)
+{
+	m->up->opened = now_usec();
+	move_event(m, m->opt.check_only ? MOVE_EV_CANCEL : MOVE_EV_DATA_READY); /* a check has seen enough */
+}
+
+static bool set_up_answer(Move *m, const char *error)
+{
+	Error *err = NULL;
+
+	if (m->state != MOVE_U_OPEN || m->up->pending == 0)
+		return false;
+	if (!error)
+		return true;
+	if (streq(error, QMP_CONNECTION_CLOSED))
+		return false; /* its exit says why */
+	m->up->pending = 0;
+	error_set(&err, -EIO, "QEMU: %s", error);
+	move_fail(m, err);
+	return false;
+}
+
+static void on_set_up(json_object *ret, const char *error, void *userdata)
+{
+	Move *m = userdata;
+
+	(void)ret;
+	if (set_up_answer(m, error) && --m->up->pending == 0)
+		set_up_done(m);
+}
+
+/* QAPI Memdev: "share": false is accepted by an incoming QEMU, which would then run on a private copy. */
+static void on_memdev(json_object *ret, const char *error, void *userdata)
+{
+	json_object *o = json_object_is_type(ret, json_type_array) ? json_object_array_get_idx(ret, 0) : NULL;
+	bool share = false;
+
+	if (!error && (!o || !json_get_bool(o, "share", &share) || !share))
+		error = "its memory is not shared";
+	on_set_up(ret, error, userdata);
+}
+
+/* QAPI MigrationInfo: "blocked-reasons" is what of this guest cannot be migrated. */
+static void on_blocked(json_object *ret, const char *error, void *userdata)
+{
+	json_object *reasons;
+	_cleanup_free_ char *why = NULL;
+
+	if (!error && json_get_array(ret, "blocked-reasons", &reasons) && json_object_array_length(reasons) > 0) {
+		why = text_clean(json_object_get_string(json_object_array_get_idx(reasons, 0)), 512);
+		error = why;
+	}
+	on_set_up(ret, error, userdata);
+}
+
+static void ask(Move *m, Qmp *qmp, const char *command, json_object *arguments, QmpReply reply)
+{
+	m->up->pending++;
+	qmp_command(qmp, command, arguments, reply, m);
+}
+
+static void give_stream(Move *m, Qmp *qmp, int fd)
+{
+	m->up->pending++;
+	qmp_command_fd(qmp, "getfd", json_build("fdname", "s", STREAM_FD_NAME, NULL), fd, on_set_up, m);
+}
+
+static json_object *parameters(void)
+{
+	return json_build("max-bandwidth", "u", BANDWIDTH_UNLIMITED, "downtime-limit", "u", (uint64_t)300, "tls-creds",
+			  "s", "", "tls-hostname", "s", "", NULL);
+}
+
+int do_set_up_both(Move *m)
+{
+	Upgrade *up = m->up;
+	Qmp *both[] = {m->k->qmp, up->qmp};
+
+	if (!both[0] || !both[1])
+		return -ENOTCONN; /* one of them is going: its exit is the error */
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, up->stream) < 0)
+		return -errno;
+	up->pending = 1; /* held until all is on its way */
+	ask(m, both[1], "query-memdev", NULL, on_memdev);
+	ask(m, both[0], "query-migrate", NULL, on_blocked);
+	for (size_t i = 0; i < ARRAY_SIZE(both); i++) {
+		ask(m, both[i], "migrate-set-capabilities", migration_capabilities_in_place(), on_set_up);
+		ask(m, both[i], "migrate-set-parameters", parameters(), on_set_up);
+		give_stream(m, both[i], TAKE_FD(up->stream[i]));
+	}
+	up->pending--;
+	return 0;
+}
+
+/* ---- the switch ---- */
+
+static void on_migrate(json_object *ret, const char *error, void *userdata)
+{
+	Move *m = userdata;
+	Error *err = NULL;
+
+	(void)ret;
+	if (!error || m->state != MOVE_U_PERFORM)
+		return;
+	error_set(&err, -EIO, "QEMU will not hand the guest over: %s", error);
+	move_fail(m, err);
+}
+
+int do_start_upgrade(Move *m)
+{
+	if (!m->k->qmp || !m->up->qmp)
+		return -ENOTCONN;
+	qmp_command(m->up->qmp, "migrate-incoming", json_build("uri", "s", "fd:" STREAM_FD_NAME, NULL), on_migrate, m);
+	qmp_command(m->k->qmp, "migrate", json_build("uri", "s", "fd:" STREAM_FD_NAME, NULL), on_migrate, m);
+	if (!m->was_running)
+		m->t.stop = now_usec();
+	return 0;
+}
+
+/* While QEMU writes its devices' state: what comes for the guest from now on waits in the new tap. */
+static void attach_taps(Move *m)
+{
+	Error *err = NULL;
+
+	m->up->taps_attached = true;
+	if (second_attach_taps(m->up, &err) < 0)
+		move_fail(m, err);
+}
+
+static void on_failure(json_object *ret, const char *error, void *userdata)
+{
+	Move *m = userdata;
+	const char *why = NULL;
+	Error *err = NULL;
+
+	if (m->state != MOVE_U_PERFORM && m->state != MOVE_U_LOAD)
+		return;
+	if (!error)
+		(void)json_get_string(ret, "error-desc", &why);
+	error_set(&err, -EIO, "QEMU did not hand the guest over%s%s", why ? ": " : "", why ? why : "");
+	move_fail(m, err);
+}
+
+static void on_migration(Move *m, const char *status, uint64_t at)
+{
+	log_debug("QEMU: migration %s", status);
+	if (m->state == MOVE_S_CANCEL) {
+		perform_migration_event(m, status);
+	} else if (streq(status, "completed")) {
+		m->t.postmigrate = at;
+		move_fact(m, MOVE_FACT_POST, true);
+		move_event(m, MOVE_EV_POSTMIGRATE);
+	} else if (streq(status, "failed") || streq(status, "cancelled")) {
+		machine_qmp(m->k, "query-migrate", NULL, on_failure, m);
+	}
+}
+
+void upgrade_qemu_event(Move *m, const char *name, json_object *data, uint64_t at)
+{
+	const char *status;
+
+	if (streq(name, "STOP") && m->state == MOVE_U_PERFORM) {
+		m->t.stop = at;
+		attach_taps(m);
+	} else if (streq(name, "RESUME")) {
+		m->t.resumed = at;
+	} else if (streq(name, "MIGRATION") && json_get_string(data, "status", &status)) {
+		on_migration(m, status, at);
+	}
+}
+
+/* ---- commit ---- */
+
+/* One file in the runtime directory: a reboot ends both QEMUs, a killed keeper loses nothing that was written. */
+static int record(Move *m, unsigned int generation)
+{
+	Error *err = NULL;
+	int r;
+
+	m->k->generation = generation;
+	r = keeper_save_state(m->k);
+	if (r >= 0)
+		return 0;
+	m->k->generation = m->up->old;
+	error_set(&err, r, "cannot record which QEMU has the guest: %s", strerror(-r));
+	move_error(m, err);
+	return r;
+}
+
+int do_commit_new(Move *m)
+{
+	int r;
+
+	if (!m->up->taps_attached) /* a paused guest does not stop */
+		attach_taps(m);
+	if (m->state != MOVE_U_CHECK || m->error)
+		return -ECANCELED;
+	r = record(m, m->up->fresh);
+	m->t.committed = now_usec();
+	return r;
+}
+
+int do_kill_old(Move *m)
+{
+	int r = qemu_process_kill(m->k->qemu);
+
+	if (r < 0)
+		return r;
+	second_change_over(m->up);
+	return 0;
+}
+
+static void on_cont(json_object *ret, const char *error, void *userdata)
+{
+	Move *m = userdata;
+	Error *err = NULL;
+
+	(void)ret;
+	if (m->state != MOVE_U_RESUMING)
+		return;
+	if (!error) {
+		m->up->resumed = true;
+		if (!m->t.resumed)
+			m->t.resumed = now_usec();
+		move_event(m, MOVE_EV_CONT_OK);
+		return;
+	}
+	if (streq(error, QMP_CONNECTION_CLOSED))
+		return; /* QEMU's exit decides */
+	if (!(m->facts & MOVE_FACT_OTHER)) {
+		error_set(&err, -EIO, "the guest does not resume in the new QEMU: %s", error);
+		error_hint(&err, "vmferry resume %s tries again", m->k->name);
+		move_error(m, err);
+	}
+	move_event(m, MOVE_EV_CONT_ERROR);
+}
+
+int do_cont_new(Move *m)
+{
+	if (!m->t.cont_sent)
+		m->t.cont_sent = now_usec();
+	machine_qmp(m->k, "cont", NULL, on_cont, m);
+	return 0;
+}
+
+/* ---- the way back ---- */
+
+int do_kill_new(Move *m)
+{
+	second_kill(m->up);
+	m->up->stream[0] = fd_close(m->up->stream[0]);
+	m->up->stream[1] = fd_close(m->up->stream[1]);
+	return 0;
+}
+
+int do_clear_new(Move *m)
+{
+	_cleanup_free_ char *next = runtime_path(m->k->name, "definition.next");
+	_cleanup_error_ Error *err = NULL;
+
+	/* The bridge has learned where the guest was to be. */
+	if (m->up->taps_attached && m->k->qemu && machine_attach_taps(m->k, &err) < 0)
+		log_warning("%s", err->message);
+	(void)unlink(next);
+	return m->k->generation == m->up->old ? 0 : record(m, m->up->old);
+}
+
+/* ---- the end ---- */
+
+/* What the upgrade leaves behind, or takes away again. */
+static void tidy_up(Move *m)
+{
+	_cleanup_free_ char *next = runtime_path(m->k->name, "definition.next");
+	_cleanup_free_ char *now = runtime_path(m->k->name, "definition");
+
+	if (m->up->changed_over)
+		(void)rename(next, now);
+	else
+		(void)unlink(next);
+	m->up->def = (vm_definition_free(m->up->def), NULL);
+}
+
+static void tell_state(Move *m)
+{
+	Keeper *k = m->k;
+
+	if (!k->qemu || k->state == VM_SHUTOFF || !m->up->changed_over)
+		return;
+	if (m->was_running && m->up->resumed) {
+		keeper_set_state(k, VM_RUNNING, "upgraded");
+		machine_learn_suspended(k);
+	} else if (m->was_running) {
+		keeper_set_state(k, VM_PAUSED, "upgraded");
+	}
+}
+
+static const char *status_of(const Move *m)
+{
+	if (m->status)
+		return m->status; /* "cancelled" */
+	return m->up->changed_over && !m->error ? "completed" : "failed";
+}
+
+int upgrade_end(Move *m)
+{
+	Keeper *k = m->k;
+	_cleanup_json_ json_object *result = NULL;
+
+	m->t.ended = now_usec();
+	if (!k->qemu && m->up->changed_over && !m->error) {
+		Error *err = NULL;
+
+		error_set(&err, -EPIPE, "the new QEMU ended after the guest was its own");
+		move_error(m, err);
+	}
+	m->status = status_of(m);
+	move_let_go(m);
+	tidy_up(m);
+	tell_state(m);
+	if (m->opt.check_only) {
+		move_answer_check(m, report_upgrade_check(m));
+	} else {
+		result = report_upgrade(m);
+		log_info("upgrade %s: %s", m->id, m->status);
+		json_object_put(k->last_result);
+		k->last_result = json_object_get(result);
+		keeper_history(k, streq(m->status, "completed") ? "upgraded" : "not upgraded", json_object_get(result));
+		control_emit_text(k, "Finished", json_text(result));
+	}
+	wait_done(k, WAIT_CANCEL);
+	if (k->qemu && k->state == VM_SHUTOFF)
+		machine_kill(k); /* the guest was shut down meanwhile */
+	if (!k->qemu)
+		machine_check_off(k);
+	return 0;
+}
+
+/* ---- a keeper came back ---- */
+
+static bool load_note(Move *m, Upgrade *up)
+{
+	_cleanup_free_ char *path = runtime_path(m->k->name, "move"), *text = NULL;
+	_cleanup_json_ json_object *o = NULL;
+	bool upgrade = false;
+	uint64_t old, fresh;
+	size_t len;
+
+	if (file_read(path, 4096, &text, &len) < 0 || !(o = json_parse(text, len)))
+		return false;
+	if (!json_get_bool(o, "upgrade", &upgrade) || !upgrade || !json_get_u64(o, "old", &old) ||
+	    !json_get_u64(o, "fresh", &fresh) || old == fresh)
+		return false;
+	up->old = (unsigned int)old;
+	up->fresh = (unsigned int)fresh;
+	return true;
+}
+
+static int adopt_both(Keeper *k, Upgrade *up, QemuProcess **old, QemuProcess **fresh, Error **err)
+{
+	int r = machine_adopt_generation(k, up->old, old, err);
+
+	if (r >= 0)
+		r = machine_adopt_generation(k, up->fresh, fresh, err);
+	return r;
+}
+
+int upgrade_adopt(Keeper *k, Error **err)
+{
+	Move *m = k->move;
+	_cleanup_qemu_process_ QemuProcess *old = NULL, *fresh = NULL;
+	_cleanup_free_ char *next = runtime_path(k->name, "definition.next"),
+			    *now = runtime_path(k->name, "definition");
+	Upgrade *up = xcalloc(1, sizeof(*up));
+	bool committed;
+	int r;
+
+	*up = (Upgrade){.m = m, .serial_fd = -1, .stream = {-1, -1}};
+	if (!load_note(m, up)) {
+		upgrade_free(up);
+		return 0;
+	}
+	m->up = up;
+	r = adopt_both(k, up, &old, &fresh, err);
+	if (r < 0)
+		return r;
+	committed = k->generation == up->fresh;
+	if (fresh && !(committed && !old)) {
+		r = second_watch(up, TAKE_PTR(fresh));
+		/* Whatever the old one still has to do with it ends now. */
+		if (!committed)
+			second_kill(up);
+	}
+	k->qemu = old ? TAKE_PTR(old) : committed ? TAKE_PTR(fresh) : NULL;
+	if (k->qemu && k->qemu->generation == up->fresh) {
+		up->changed_over = true;
+		(void)rename(next, now);
+	}
+	if (r < 0)
+		return error_set(err, r, "cannot watch the other QEMU: %s", strerror(-r));
+	return k->qemu ? 1 : 0;
+}
+
+/* The definition of the new one, and its QMP, for the rest of the way. */
+static int reach_new(Upgrade *up)
+{
+	_cleanup_free_ char *path = runtime_path(up->m->k->name, "definition.next");
+	_cleanup_error_ Error *err = NULL;
+	int r = vm_definition_load(up->m->k->name, path, &up->def, &err);
+
+	return r < 0 ? r : second_connect(up);
+}
+
+void upgrade_recover(Move *m, const char *run_state)
+{
+	Keeper *k = m->k;
+	Upgrade *up = m->up;
+	bool committed = k->generation == up->fresh;
+	Error *err = NULL;
+
+	up->from_binary = xstrdup("");
+	up->to_binary = xstrdup(k->def->binary);
+	move_fact(m, MOVE_FACT_OTHER, up->other && !up->other_killed);
+	move_fact(m, MOVE_FACT_LOAD_DONE, committed);
+	if (committed && up->other && reach_new(up) < 0) {
+		second_kill(up);
+		move_fact(m, MOVE_FACT_OTHER, false);
+	}
+	if (streq(run_state, "running") || m->was_running)
+		keeper_keep_state(k, VM_RUNNING, "unpaused");
+	else
+		keeper_keep_state(k, VM_PAUSED, "stopped by QEMU");
+	if (!committed) {
+		error_set(&err, -EINTR, "the keeper was restarted during the upgrade");
+		move_error(m, err);
+	}
+	move_begin_at(m,
+		      !committed	 ? MOVE_U_BACK
+		      : up->changed_over ? MOVE_U_RESUME
+					 : MOVE_U_KILL,
+		      "an upgrade was under way when the keeper was killed");
+	move_event(m, MOVE_EV_RESTART);
+}

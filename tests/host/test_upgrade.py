@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A newer, or older, QEMU under a running guest: it keeps its memory, its connections and its console, whatever goes wrong."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+from netns import command
+from testbed import LIMIT, Guest, Testbed, build_option, qemu, section, wait_file
+
+OLD = "/usr/bin/qemu-system-x86_64"
+MACHINE = "pc-q35-7.2"  # what both know
+STREAMS = ["ping,10.0.0.5", "udp,10.0.0.5", "ping,fd00::5", "hold,10.0.0.5,count=20", "bulk,10.0.0.5,pace=5000000"]
+
+CONF = "deadlines {\n connect = 60\n prepare = 60\n link = 60\n}\n"  # nothing here is about these
+
+pytestmark = pytest.mark.skipif(not os.path.exists(OLD), reason="needs Debian's QEMU 7.2 beside 10.0")
+
+
+@pytest.fixture(scope="module")
+def bed():
+    with Testbed(sshd=False) as bed:
+        for host in bed.hosts:
+            host.write_conf(CONF)
+        yield bed
+
+
+def make_disks(host):
+    """A qcow2 and a raw image, and their sections."""
+    images = {}
+    for name, form, size in (("vda", "qcow2", "64M"), ("sda", "raw", "16M")):
+        path = host.dir / f"{name}.{form}"
+        command("qemu-img", "create", "-q", "-f", form, str(path), size)
+        bus = "virtio" if form == "qcow2" else "scsi"
+        images[name] = section(f"disk {name}", file=str(path), format=form, bus=bus, cache="none", shared=True)
+    return "".join(images.values())
+
+
+class Home:
+    """web1 on host a: two CPUs, two NICs, two disks, a VNC server; its QEMU changes from test to test."""
+
+    def __init__(self, bed):
+        self.bed, self.host, self.guest = bed, bed.a, Guest()
+        extra = make_disks(bed.a) + section("nic net1", bridge="br0", mac="52:54:00:12:99:05") + section("graphics vnc", listen="127.0.0.1")
+        bed.a.start("web1", self.guest, text=extra, machine=MACHINE, binary=OLD, cpus=2, memory="192M")
+        self.begin()
+
+    def begin(self):
+        self.bed.ask(self.guest, "fill 48")
+        self.boot = self.bed.ask(self.guest, "bootid")
+        self.probe = self.bed.probe(*STREAMS)
+
+    def boot_again(self):
+        """After a guest that was lost: nothing is left of it."""
+        self.probe.close()
+        assert self.host.wait_clean("web1") == []
+        self.host.vmferry("start", "web1")
+        wait_file(self.host.runtime / "web1" / "console.log", "READY")
+        self.bed.flush_switch()
+        self.begin()
+
+    def status(self):
+        return self.host.status("web1")
+
+    def other(self):
+        """The program that it does not run in now."""
+        return OLD if self.status()["qemu_version"].startswith("10.") else qemu()
+
+    def upgrade(self, *options, status=0, binary=None):
+        done = self.host.vmferry("upgrade", "web1", "--binary", binary or self.other(), "--json", *options, check=False)
+        assert done.returncode == status, done.stdout + done.stderr
+        return json.loads(done.stdout.strip().split("\n")[-1])
+
+    def unharmed(self):
+        assert self.bed.ask(self.guest, "bootid") == self.boot
+        self.probe.assert_alive(seconds=1)
+        assert self.status()["state"] == "running"
+        self.one_qemu()
+
+    def one_qemu(self, name="web1"):
+        """One QEMU, one directory of its own, two taps."""
+        wait_until(lambda: len(qemus(self.host, name)) == 1)
+        wait_until(lambda: len(list((self.host.runtime / name).glob("qemu.*"))) == 1)
+        assert not (self.host.runtime / name / "move").exists()
+        assert not (self.host.runtime / name / "definition.next").exists()
+
+
+@pytest.fixture(scope="module")
+def home(bed):
+    return Home(bed)
+
+
+@pytest.fixture
+def web1(home):
+    """web1, which must be as it was after the test, with all its connections."""
+    home.probe.mark()
+    yield home
+    home.unharmed()
+
+
+def qemus(host, name):
+    return [pid for pid, line in host.processes().items() if f"guest={name}," in line]
+
+
+def wait_until(check, limit=30):
+    end = time.monotonic() + limit
+    while not (found := check()):
+        assert time.monotonic() < end, check
+        select.select([], [], [], 0.02)
+    return found
+
+
+def small(host, name, number, text="", **keys):
+    """A VM without a system in it."""
+    keys = {"memory": "32M", "kernel": None, "initrd": None, "append": None, "machine": MACHINE, "binary": OLD} | keys
+    host.define(name, Guest(number), text, **keys)
+    host.vmferry("start", name)
+
+
+@pytest.fixture
+def cleanup(bed):
+    """VMs of a test's own, killed at its end."""
+    names = []
+    yield names.append
+    for name in names:
+        bed.a.vmferry("kill", name, check=False)
+        assert bed.a.wait_clean(name) == []
+
+
+# ---- it works ----
+
+
+def test_to_and_fro(bed, web1):
+    """Each way twice, under memory that is written all the time; nothing is copied."""
+    bed.ask(web1.guest, "dirty 50")
+    for _ in range(4):
+        before = web1.status()
+        result = web1.upgrade()
+        after = web1.status()
+        assert result["status"] == "completed" and result["kind"] == "upgrade" and result["guest"] == "running here"
+        assert result["from"]["version"] == before["qemu_version"] != after["qemu_version"] == result["to"]["version"]
+        assert before["pid"] != after["pid"] and not os.path.exists(f"/proc/{before['pid']}")
+        assert 0 < result["pause_ms"] < result["total_ms"]
+        steps = result["steps"]
+        assert set(steps) == {"start", "set_up", "migrate", "device_state", "load", "record", "kill", "cont", "reap"}
+        assert all(v >= 0 for v in steps.values()) and steps["start"] > 0
+    bed.ask(web1.guest, "stop")
+    assert not bed.ask(web1.guest, "check").endswith(" 0 rewritten")
+
+
+def test_disks_are_the_new_ones(web1):
+    """The one that runs holds the images' locks, and can write to them."""
+    web1.upgrade()
+    for image in ("vda.qcow2", "sda.raw"):
+        path = web1.host.dir / image
+        refused = web1.host.run("qemu-io", "-f", path.suffix[1:], "-c", "write 0 512", path, check=False)
+        assert "lock" in refused.stderr + refused.stdout, (refused.stdout, refused.stderr)
+
+
+def test_memory_is_the_same(bed, web1):
+    """The file both QEMUs mapped is one and the same; a second copy would show in the kernel's figures."""
+
+    def inode():
+        return os.stat(f"/proc/{web1.status()['pid']}/fd/5").st_ino
+
+    before = inode()
+    web1.upgrade()
+    assert inode() == before
+
+
+def test_console_goes_on(bed, web1):
+    """A viewer that looks on keeps its connection."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+        s.settimeout(LIMIT)
+        s.connect(str(web1.host.runtime / "web1" / "console"))
+        for word in (b"before", b"after"):
+            s.sendall(word + b"\n")
+            got = b""
+            while word not in got:
+                data = s.recv(4096)
+                assert data, "the console was closed"
+                got += data
+            if word == b"before":
+                web1.upgrade()
+
+
+def test_paused_stays_paused(bed, home):
+    home.host.vmferry("pause", "web1")
+    result = home.upgrade()
+    assert result["guest"] == "paused" and "pause_ms" not in result
+    assert home.status()["state"] == "paused"
+    home.host.vmferry("resume", "web1")
+    home.probe.mark()
+    home.unharmed()
+
+
+def test_check_changes_nothing(web1):
+    pid = web1.status()["pid"]
+    found = web1.upgrade("--check")
+    assert found["ok"] and found["way"] == "in place" and found["memory_needed"] < 64 << 20
+    assert found["to"]["version"] != found["from"]["version"]
+    assert web1.status()["pid"] == pid
+
+
+def test_then_to_another_host(bed, web1):
+    """A migration after an upgrade copies memory again; and an upgrade works on the VM that arrived."""
+    if web1.status()["qemu_version"].startswith("7"):
+        web1.upgrade(binary=qemu())  # 7.2 under TCG corrupts guests that write
+    bed.a.migrate("web1", bed.b, "--transport=tcp")
+    try:
+        done = bed.b.vmferry_json("upgrade", "web1", "--binary", OLD)
+        assert done["status"] == "completed" and done["to"]["version"].startswith("7.2")
+        done = bed.b.vmferry_json("upgrade", "web1")  # what host.conf says
+        assert done["to"]["version"].startswith("10.")
+    finally:
+        bed.b.migrate("web1", bed.a, "--transport=tcp")
+
+
+def test_lease_goes_with_the_guest(bed, cleanup):
+    """It is held all the time: the same generation, by the QEMU that runs now."""
+    small(bed.a, "leased", 21, text=section("lease file", path=str(bed.dir / "leased.lease")))
+    cleanup("leased")
+    before = bed.a.status("leased")
+    bed.a.vmferry("upgrade", "leased", "--binary", qemu())
+    after = bed.a.status("leased")
+    assert after["pid"] != before["pid"] and after["lease"] == before["lease"] and after["lease"]["held"]
+    bed.a.vmferry("pause", "leased")
+    bed.a.vmferry("upgrade", "leased", "--binary", OLD)
+    assert not bed.a.status("leased")["lease"]["held"]
+    bed.a.vmferry("resume", "leased")
+    assert bed.a.status("leased")["lease"]["held"]
+
+
+def test_all_at_once(bed, home, cleanup):
+    """Several VMs, some at a time; the definitions have changed meanwhile. ^C, an error: each has its own."""
+    names = [f"many{n}" for n in range(5)]
+    for n, name in enumerate(names):
+        small(bed.a, name, 30 + n)
+        cleanup(name)
+    home.host.vmferry("pause", "web1")  # one that has a person's wish to keep
+    for path in (bed.a.config / "vms").glob("*.vm"):
+        path.write_text(path.read_text().replace(OLD, qemu()))
+    before = {name: bed.a.status(name)["pid"] for name in [*names, "web1"]}
+    done = bed.a.vmferry("upgrade", "--all", "--parallel=3", "--json")
+    results = {r["vm"]: r for r in map(json.loads, done.stdout.splitlines())}
+    assert set(results) == set(before) and all(r["status"] == "completed" for r in results.values())
+    for name in before:
+        after = bed.a.status(name)
+        assert after["qemu_version"].startswith("10.") and after["pid"] != before[name]
+        assert after["state"] == ("paused" if name == "web1" else "running")
+        home.one_qemu(name)
+    home.host.vmferry("resume", "web1")
+    restarted = bed.a.vmferry("restart-keeper", "--all").stdout
+    assert all(f"{name}: running" in restarted for name in before)
+    home.probe.mark()
+    home.unharmed()
+
+
+# ---- it is refused, or fails ----
+
+
+def failing(host, name, script):
+    path = host.dir / name
+    path.write_text("#!/bin/sh\n" + script)
+    path.chmod(0o755)
+    return path
+
+
+def test_new_one_does_not_start(web1):
+    pid = web1.status()["pid"]
+    result = web1.upgrade(binary=failing(web1.host, "broken", "echo 'qemu-system-x86_64: no such machine' >&2; exit 1"), status=1)
+    assert "no such machine" in result["error"]["message"] and result["guest"] == "running here"
+    assert web1.status()["pid"] == pid
+
+
+def test_new_one_says_nothing(web1):
+    """It hangs: the deadline, and the guest has not stopped for a moment."""
+    web1.host.write_conf("deadlines {\n prepare = 1\n}\n")
+    restart_keeper(web1.host)
+    try:
+        result = web1.upgrade(binary=failing(web1.host, "hangs", "exec sleep 1000"), status=1)
+        assert "did not get ready" in result["error"]["message"]
+    finally:
+        web1.host.write_conf(CONF)
+        restart_keeper(web1.host)
+
+
+@pytest.mark.parametrize("how, words", [
+    ({"binary": "/nonexistent/qemu"}, "no program"),
+    ({"definition": ("cpus = 2", "cpus = 1")}, "what the guest sees"),
+    ({"definition": ("vda.qcow2", "other.qcow2")}, "not the file that the guest uses"),
+    ({"definition": ('bridge = "br0"', 'bridge = "br9"')}, "br9"),
+])
+def test_refused(web1, how, words):
+    host = web1.host
+    options = []
+    if "definition" in how:
+        command("qemu-img", "create", "-q", "-f", "qcow2", str(host.dir / "other.qcow2"), "64M")
+        text = (host.config / "vms" / "web1.vm").read_text()
+        assert how["definition"][0] in text
+        (host.dir / "to.vm").write_text(text.replace(*how["definition"]))
+        options = ["--to-definition", host.dir / "to.vm"]
+    done = host.vmferry("upgrade", "web1", "--binary", how.get("binary", web1.other()), *options, check=False)
+    assert done.returncode in (1, 2) and words in done.stderr, done.stderr
+
+
+def test_definition_of_its_own(bed, web1):
+    """Host paths may change: a disk by another name, a NIC on another bridge."""
+    host = web1.host
+    link = host.dir / "link.qcow2"
+    link.symlink_to(host.dir / "vda.qcow2")
+    text = (host.config / "vms" / "web1.vm").read_text()
+    (host.dir / "to.vm").write_text(text.replace(str(host.dir / "vda.qcow2"), str(link)))
+    web1.upgrade("--to-definition", host.dir / "to.vm")
+    assert host.vmferry_json("show", "web1")["disks"][0]["file"] == str(link)
+
+
+def test_private_memory(bed, cleanup):
+    small(bed.a, "private", 20, memory_backing="private")
+    cleanup("private")
+    for option in ([], ["--check"]):
+        done = bed.a.vmferry("upgrade", "private", "--binary", qemu(), *option, check=False)
+        assert done.returncode == 1 and "shared" in done.stderr and "80 MiB more" in done.stderr, done.stderr
+
+
+# ---- keepers, QEMUs and hosts that die ----
+
+
+def restart_keeper(host, name="web1"):
+    host.vmferry("restart-keeper", name)
+
+
+FORWARD = "NOTE_UPGRADE START_NEW SET_UP_BOTH START_UPGRADE COMMIT_NEW KILL_OLD CONT_NEW ANNOUNCE END".split()
+BACK = "KILL_NEW CLEAR_NEW SETTLE END".split()
+COMMITTED = FORWARD.index("KILL_OLD")
+
+
+def points():
+    for action in FORWARD:
+        for when in ("before", "after"):
+            for victim in ("self", "old", "new", "cancel"):
+                yield f"{action}:{when}:{victim}"
+            if action in FORWARD[:4]:  # later the button may be pressed on a QEMU that is killed before it says so
+                yield f"{action}:{when}:powerdown"
+
+
+def back_points():
+    """A cancel at the last moment, when the old one is in postmigrate; then the keeper dies on the way back."""
+    for action in [*BACK[:3], "CONT_BACK", "END"]:
+        for when in ("before", "after"):
+            for victim in ("self", "old"):
+                yield f"COMMIT_NEW:before:cancel\n{action}:{when}:{victim}"
+
+
+ALL = [*points(), *back_points()]
+SAMPLE = [p for p in ALL if p.endswith((":after:self", "START_UPGRADE:after:new", "CONT_NEW:before:new", "CONT_BACK:before:self"))]
+SAMPLE = [p for p in SAMPLE if "\n" not in p or "CLEAR_NEW" in p or "CONT_BACK:before" in p]
+
+
+def strikes_new(action, when, victim):
+    """Whether the fault ends the QEMU that has, or is about to have, the guest."""
+    at = FORWARD.index(action)
+    if victim == "old":
+        return at < COMMITTED or (at == COMMITTED and when == "before")
+    return victim == "new" and at >= COMMITTED - 1  # SIGKILLed, but not yet seen dead
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+@pytest.mark.parametrize("point", [p if p in SAMPLE else pytest.param(p, marks=pytest.mark.long) for p in ALL])
+def test_fault(home, point):
+    first, _, second = point.partition("\n")
+    action, when, victim = (second or first).split(":")
+    lost = victim == "powerdown" or (strikes_new(action, when, victim) if not second else victim == "old")
+    home.probe.mark()
+    before = home.status()
+    (home.host.runtime / "fault").write_text(point + "\n")
+    done = home.host.vmferry("upgrade", "web1", "--binary", home.other(), "--json", check=False)
+    struck = not (home.host.runtime / "fault").exists()
+    (home.host.runtime / "fault").unlink(missing_ok=True)
+    assert struck, f"the point was never reached: {done.stdout} {done.stderr}"
+
+    def settled():
+        s = home.status()
+        if not s or not s.get("pid"):
+            return not (home.host.runtime / "web1").exists()
+        return s["state"] in ("running", "paused") and not s.get("migration") and len(qemus(home.host, "web1")) == 1
+
+    wait_until(settled)
+    if victim == "powerdown":  # the guest takes its time; in which QEMU, is the same to it
+        wait_until(lambda: not running(home), limit=LIMIT)
+    if lost and not running(home):
+        home.boot_again()
+        return
+    after = home.status()
+    assert after and after["state"] == "running", (after, done.stdout, done.stderr)
+    if done.returncode == 0:
+        assert after["qemu_version"] != before["qemu_version"]
+    home.unharmed()
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+@pytest.mark.parametrize("point", ["START_UPGRADE:after", "COMMIT_NEW:after", pytest.param("KILL_OLD:after", marks=pytest.mark.long)])
+def test_reboot(bed, home, point):
+    """The power fails when both QEMUs are there: nothing of it is left, the VM starts as ever, its images are sound."""
+    (bed.a.runtime / "fault").write_text(point + ":reboot\n")
+    mover = bed.a.popen("vmferry", "upgrade", "web1", "--binary", home.other(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: not (bed.a.runtime / "fault").exists())
+    mover.kill()
+    wait_until(lambda: mover.poll() is not None)
+    for pid, line in bed.a.processes().items():  # the parent first, so that no keeper comes back
+        if line.endswith(" web1") or "guest=web1," in line:
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(bed.a.runtime / "web1")
+    home.boot_again()
+    for image in ("vda.qcow2",):
+        command("qemu-img", "check", "-U", "-q", str(bed.a.dir / image))
+
+
+def running(home):
+    return (home.status() or {}).get("pid")
