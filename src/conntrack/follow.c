@@ -30,6 +30,8 @@
 #define DUMP_CHUNK 65536
 #define CHUNKS_PER_DISPATCH 4
 #define ASK_SEQ UINT32_MAX
+#define ADJUSTED_MAX 256
+#define ADJUSTED_LOOKS 2
 #define ZONES_MAX 64 /* of masters; expectations in others are not found */
 #define DUMP_TRIES 5 /* interrupted ones in a row; then one without clean-up has to do */
 
@@ -44,6 +46,12 @@ struct CtFollow {
 		uint8_t dir;
 	} zones[ZONES_MAX]; /* the first is none */
 	size_t n_zones;
+	/* Connections whose helper has just expected something: it may have changed lengths, and no event tells of that. */
+	struct {
+		CtKey key;
+		unsigned looks; /* still to be taken: the first may come while the helper is at it */
+	} adjusted[ADJUSTED_MAX];
+	size_t n_adjusted;
 	bool dump_expect; /* the running dump is through with entries and reads expectations */
 	uint32_t dump_seq;
 	unsigned interrupted; /* dumps in a row */
@@ -198,18 +206,53 @@ static int dump_chunk(CtFollow *f)
 	return 1;
 }
 
+static void ask(CtFollow *f, const CtKey *key)
+{
+	uint8_t buffer[256] __attribute__((aligned(4)));
+	struct nlmsghdr *nlh = ct_message_begin(buffer, IPCTNL_MSG_CT_GET, 0, key->family, ASK_SEQ);
+
+	ct_build_key(nlh, key);
+	(void)send(f->dump_fd, nlh, nlh->nlmsg_len, MSG_DONTWAIT);
+}
+
+static void note_adjusted(CtFollow *f, const CtRecord *expect)
+{
+	size_t i = 0;
+	CtKey key;
+
+	if (!ct_record_master(expect, &key))
+		return;
+	while (i < f->n_adjusted && memcmp(&f->adjusted[i].key, &key, sizeof(key)) != 0)
+		i++;
+	if (i == ADJUSTED_MAX)
+		return;
+	f->adjusted[i].key = key;
+	f->adjusted[i].looks = ADJUSTED_LOOKS;
+	f->n_adjusted += i == f->n_adjusted;
+}
+
+/* The kernel's answers lie there when the question has been sent; those that come behind a running dump are read with it. */
+static void look_at_adjusted(CtFollow *f)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < f->n_adjusted; i++) {
+		ask(f, &f->adjusted[i].key);
+		if (--f->adjusted[i].looks)
+			f->adjusted[n++] = f->adjusted[i];
+	}
+	f->n_adjusted = n;
+	while (!f->table.dumping && dump_chunk(f) > 0)
+		;
+}
+
 /* An event tells too little of an entry that we have not seen yet, as when it got its mark only now: ask for it. */
 static void ask_if_incomplete(CtFollow *f, const CtKey *key)
 {
-	uint8_t buffer[256] __attribute__((aligned(4)));
 	uint32_t i = f->table.dumping ? CT_NONE : ct_table_find(&f->table, key);
-	struct nlmsghdr *nlh;
 
-	if (i == CT_NONE || key->expect || ct_record_complete(&ct_table_at(&f->table, i)->record))
-		return;
-	nlh = ct_message_begin(buffer, IPCTNL_MSG_CT_GET, 0, key->family, ASK_SEQ);
-	ct_build_key(nlh, key);
-	(void)send(f->dump_fd, nlh, nlh->nlmsg_len, MSG_DONTWAIT);
+	if (i != CT_NONE && !key->expect && !ct_record_complete(&ct_table_at(&f->table, i)->record))
+		ask(f, key);
 }
 
 static void event_message(CtFollow *f, const struct nlmsghdr *nlh)
@@ -228,6 +271,8 @@ static void event_message(CtFollow *f, const struct nlmsghdr *nlh)
 		return;
 	}
 	ct_table_event(&f->table, &record, nlh->nlmsg_flags & NLM_F_CREATE);
+	if (record.key.expect)
+		note_adjusted(f, &record);
 	ask_if_incomplete(f, &record.key);
 }
 
@@ -469,10 +514,13 @@ static size_t write_change(CtFollow *f, uint32_t i, uint8_t *to)
 
 size_t ct_follow_delta(CtFollow *f, size_t max, const uint8_t **ret, size_t *ret_records)
 {
-	size_t want = CT_WIRE_HEADER + (size_t)f->table.n_dirty * CT_WIRE_RECORD_MAX, len = CT_WIRE_HEADER, count = 0;
+	size_t want, len = CT_WIRE_HEADER, count = 0;
 	uint32_t i;
 
 	assert(max >= 4096);
+	if (f->n_adjusted)
+		look_at_adjusted(f);
+	want = CT_WIRE_HEADER + (size_t)f->table.n_dirty * CT_WIRE_RECORD_MAX;
 	if (want > max)
 		want = max;
 	if (want > f->delta_size)
@@ -520,7 +568,7 @@ size_t ct_follow_bound(const CtFollow *f, const CtSelect *own, char *example, si
 
 bool ct_follow_pending(const CtFollow *f)
 {
-	return ct_table_next_change(&f->table) != CT_NONE;
+	return f->n_adjusted || ct_table_next_change(&f->table) != CT_NONE;
 }
 
 void ct_follow_stats(const CtFollow *f, CtFollowStats *ret)

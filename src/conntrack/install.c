@@ -314,7 +314,6 @@ static int find_idle(CtApply *a, const CtKey *key, uint32_t *ret)
 static bool same_binding(const CtRecord *a, const CtRecord *b)
 {
 	return memcmp(&a->reply, &b->reply, sizeof(a->reply)) == 0 && !((a->status ^ b->status) & IPS_NAT_MASK) &&
-	       !((a->has ^ b->has) & (CT_HAS_SEQADJ | CT_HAS_SEQADJ_REPLY)) &&
 	       ct_record_same_extra(a, b, CT_HAS_HELPER | CT_HAS_MASTER | CT_HAS_EXPECT);
 }
 

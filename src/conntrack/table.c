@@ -295,9 +295,19 @@ static void dump_under_event(CtTable *table, uint32_t i, const CtRecord *record)
 void ct_table_answer(CtTable *table, const CtRecord *record)
 {
 	uint32_t i = ct_table_find(table, &record->key);
+	CtRecord adjusted = *record;
+	CtEntry *e;
 
-	if (i != CT_NONE)
-		dump_under_event(table, i, record);
+	if (i == CT_NONE)
+		return;
+	e = ct_table_at(table, i);
+	adjusted.has &= CT_HAS_SEQADJ | CT_HAS_SEQADJ_REPLY;
+	if (adjusted.has && !(e->flags & CT_ENTRY_GONE) && same_id(&e->record, record) &&
+	    !ct_record_same_extra(&e->record, record, adjusted.has)) {
+		ct_record_merge(&e->record, &adjusted);
+		changed(table, i);
+	}
+	dump_under_event(table, i, record);
 }
 
 /* What a receiver would do differently: a timeout that ran on is no change. */

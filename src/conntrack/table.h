@@ -80,7 +80,8 @@ void ct_table_event(CtTable *table, const CtRecord *record, bool is_new);
 /** ct_table_destroyed() - the kernel said that an entry is gone */
 void ct_table_destroyed(CtTable *table, const CtRecord *record);
 
-/** ct_table_answer() - what the kernel answered when it was asked for one entry: fills gaps of what is known of it */
+/** ct_table_answer() - what the kernel answered when it was asked for one entry: fills gaps of what is known of it; of
+ * sequence adjustments no event tells, so these are taken over */
 void ct_table_answer(CtTable *table, const CtRecord *record);
 
 void ct_table_dump_begin(CtTable *table);

@@ -42,9 +42,9 @@ def lab(shared):
     return shared
 
 
-def carry(lab, tools, *words, addresses=(VM, VM6), settle=1):
-    """From fw1 to fw2, settled and compared; @return: what the sink said."""
-    follower, applier = ferry(lab, tools, *words, addresses=addresses, settle=settle)
+def carry(lab, tools, *words, addresses=(VM, VM6), settle=1, ends=None):
+    """From fw1 to fw2, settled and compared; @ends: that run already. @return: what the sink said."""
+    follower, applier = ends or ferry(lab, tools, *words, addresses=addresses, settle=settle)
     last = follower.stop()
     applied = applier.line("applied")
     assert applied["applied"] == last["entries"], (applied, last)
@@ -549,13 +549,15 @@ FTP = {  # rules of fw1: destination, source, zone; who connects to what
 }
 
 
+@pytest.mark.parametrize("when", ("before", "meanwhile"))
 @pytest.mark.parametrize("kind", FTP)
-def test_ftp(lab, tools, kind):
+def test_ftp(lab, tools, kind, when):
     """The control connection, its expectations and data connections go over; what was agreed upon before is done after."""
     dnat, snat, zone, connect = FTP[kind]
     load(lab.fw1, **HELPERS, raw=zone, dnat=dnat, snat=snat, new="tcp dport 21 accept")
     load(lab.fw2, raw=zone)
     with contextlib.ExitStack() as stack:
+        ends = ferry(lab, tools, settle=1) if when == "meanwhile" else None
         ftp = stack.enter_context(contextlib.closing(connect(lab)))
         data = [stack.enter_context(contextlib.closing(ftp.join(ftp.passive(), ftp.client))),
                 stack.enter_context(contextlib.closing(ftp.join(ftp.active(), ftp.server)))]
@@ -564,7 +566,7 @@ def test_ftp(lab, tools, kind):
         assert "helper=ftp" in expected
         before = dump(lab.fw1, VM)
         assert len(before) == 4
-        carry(lab, tools)
+        carry(lab, tools, ends=ends)
         assert dump(lab.fw2, VM) == before
 
         def told(fw):
