@@ -495,6 +495,7 @@ static void keeper_free(Keeper *k)
 	keeper_lease_forget(k);
 	error_free(k->lease_error);
 	sd_event_source_disable_unref(k->qemu_exit);
+	sd_event_source_disable_unref(k->qemu_words);
 	sd_event_source_disable_unref(k->idle_timer);
 	sd_bus_flush_close_unref(k->systemd_bus);
 	qemu_process_free(k->qemu);

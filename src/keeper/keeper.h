@@ -128,7 +128,7 @@ struct Keeper {
 	QemuProcess *qemu;
 	Qmp *qmp;
 	bool qmp_usable; /* negotiated */
-	sd_event_source *qemu_exit;
+	sd_event_source *qemu_exit, *qemu_words;
 	unsigned int generation;
 	VmState state;
 	const char *reason;

@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/inotify.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -75,6 +76,7 @@ static void gone(Keeper *k)
 {
 	_cleanup_free_ char *dir = xstrdup(k->qemu->dir);
 
+	k->qemu_words = sd_event_source_disable_unref(k->qemu_words);
 	waitid(P_PIDFD, (id_t)k->qemu->pidfd, NULL, WEXITED | WNOHANG);
 	k->qemu_exit = sd_event_source_disable_unref(k->qemu_exit);
 	k->qmp_usable = false;
@@ -361,6 +363,26 @@ static void on_ready(void *userdata)
 	}
 }
 
+/* What a guest can make QEMU say must not fill the file system. */
+static int on_words(sd_event_source *source, const struct inotify_event *event, void *userdata)
+{
+	Keeper *k = userdata;
+
+	(void)source;
+	(void)event;
+	if (k->qemu)
+		qemu_process_trim_words(k->qemu->dir);
+	return 0;
+}
+
+static int watch_words(Keeper *k)
+{
+	_cleanup_free_ char *path = xasprintf("%s/stderr", k->qemu->dir);
+
+	qemu_process_trim_words(k->qemu->dir);
+	return sd_event_add_inotify(k->event, &k->qemu_words, path, IN_MODIFY, on_words, k);
+}
+
 static const QmpHandlers handlers = {.ready = on_ready, .event = on_event, .closed = on_closed};
 
 QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp)
@@ -376,6 +398,8 @@ QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp)
 		qmp_set_handlers(qmp, &handlers, k);
 	if (sd_event_add_io(k->event, &k->qemu_exit, qemu->pidfd, EPOLLIN, on_qemu_exit, k) < 0)
 		log_error("QEMU's end will not be seen");
+	k->qemu_words = sd_event_source_disable_unref(k->qemu_words);
+	(void)watch_words(k);
 	return old;
 }
 
@@ -387,6 +411,8 @@ static int connect_qmp(Keeper *k, Error **err)
 	r = fd < 0 ? fd : qmp_new(k->event, fd, &handlers, k, &k->qmp);
 	if (r >= 0)
 		r = sd_event_add_io(k->event, &k->qemu_exit, k->qemu->pidfd, EPOLLIN, on_qemu_exit, k);
+	if (r >= 0 && watch_words(k) < 0)
+		log_warning("QEMU's standard error cannot be watched");
 	if (r < 0)
 		return error_set(err, r, "cannot reach QEMU on %s: %s", path, strerror(-r));
 	move_fact(k->move, MOVE_FACT_ALIVE, true);

@@ -99,6 +99,17 @@ static const char *guest_where(const Move *m)
 	return k->qemu && k->state != VM_SHUTOFF ? "paused" : "shut off";
 }
 
+/* Where the target's graphics are; as it says. */
+static json_object *graphics_json(const Move *m)
+{
+	const PrepareReply *p = &m->prepared;
+
+	if (move_is_target(m) || !p->graphics)
+		return NULL;
+	return json_build("type", "s", p->graphics, "host", "s", p->graphics_host, "listen", "s", p->graphics_listen, "port",
+			  "u", p->graphics_port, "tls_port", "u", p->graphics_tls_port, NULL);
+}
+
 json_object *report_result(Move *m)
 {
 	uint64_t end = m->t.ended ? m->t.ended : now_usec();
@@ -116,6 +127,8 @@ json_object *report_result(Move *m)
 	json_extend(o, "ram", "o", json_build("total", "u", m->ram_total, "transferred", "u", m->ram_transferred, NULL),
 		    "conntrack", "o", conntrack_json(m), "error", "o", error_json(m), "warnings", "o",
 		    strings(m->warnings), "guest", "s", guest_where(m), NULL);
+	if (m->prepared.graphics)
+		json_extend(o, "graphics", "o", graphics_json(m), NULL);
 	return o;
 }
 

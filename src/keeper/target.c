@@ -188,6 +188,29 @@ static void on_set_up(json_object *ret, const char *error, void *userdata)
 		move_event(m, MOVE_EV_QEMU_READY);
 }
 
+static void take_port(json_object *ret, const char *name, uint64_t *port)
+{
+	const char *text;
+	uint64_t v = 0;
+
+	if (!json_get_u64(ret, name, &v) && json_get_string(ret, name, &text))
+		(void)text_parse_u64(text, &v);
+	*port = v <= 65535 ? v : 0;
+}
+
+/* Where clients go on: QEMU has taken the first port that was free. */
+static void on_graphics(json_object *ret, const char *error, void *userdata)
+{
+	Move *m = userdata;
+
+	if (error) {
+		move_warn(m, "QEMU does not say where its graphics are: %s", error);
+		return;
+	}
+	take_port(ret, m->k->def->graphics == GRAPHICS_SPICE ? "port" : "service", &m->prepared.graphics_port);
+	take_port(ret, "tls-port", &m->prepared.graphics_tls_port);
+}
+
 void move_qemu_ready(Move *m)
 {
 	_cleanup_free_ char *tls = NULL;
@@ -204,6 +227,9 @@ void move_qemu_ready(Move *m)
 		machine_qmp(m->k, "object-add", object, on_setup_reply, m);
 		tls = tls_object_id(m->id);
 	}
+	if (m->k->def->graphics != GRAPHICS_NONE)
+		machine_qmp(m->k, m->k->def->graphics == GRAPHICS_SPICE ? "query-spice" : "query-vnc", NULL, on_graphics,
+			    m);
 	parameters = json_build("tls-creds", "s", tls ? tls : "", NULL);
 	if (m->prepare.channels)
 		json_extend(parameters, "multifd-channels", "u", m->prepare.channels, NULL);
@@ -249,6 +275,8 @@ int do_prepare_reply(Move *m)
 		reply.graphics = (char *)(uintptr_t)graphics_type_to_string(m->k->def->graphics);
 		reply.graphics_listen = m->k->def->graphics_listen;
 		reply.graphics_host = m->k->conf->host_name;
+		reply.graphics_port = m->prepared.graphics_port;
+		reply.graphics_tls_port = m->prepared.graphics_tls_port;
 	}
 	r = reply_prepare(m->prepare_message, &reply);
 	m->prepare_message = sd_bus_message_unref(m->prepare_message);

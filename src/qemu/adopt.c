@@ -19,6 +19,7 @@
 #include "tap.h"
 
 #define LAST_WORDS_BYTES 4096
+#define WORDS_MAX (256 * 1024)
 #define LAST_WORDS_MAX 400
 
 void qemu_process_free(QemuProcess *process)
@@ -138,6 +139,22 @@ char *qemu_process_last_words(const char *dir)
 		if (*p == '\n')
 			*p = ' ';
 	return text_clean(message, LAST_WORDS_MAX);
+}
+
+void qemu_process_trim_words(const char *dir)
+{
+	_cleanup_free_ char *path = xasprintf("%s/stderr", dir);
+	_cleanup_fd_ int fd = open(path, O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
+	char text[LAST_WORDS_BYTES];
+	struct stat st;
+	ssize_t n;
+
+	if (fd < 0 || fstat(fd, &st) < 0 || st.st_size <= WORDS_MAX)
+		return;
+	n = pread(fd, text, sizeof(text), st.st_size - (off_t)sizeof(text));
+	/* QEMU appends, too: what it says next goes to the end, wherever that is. */
+	if (ftruncate(fd, 0) == 0 && n > 0)
+		(void)fd_write_all(fd, text, (size_t)n);
 }
 
 /* Ends when the process is dead: the pid in a path we used before may have meant another one. */

@@ -65,6 +65,9 @@ int qemu_process_kill(QemuProcess *process);
  */
 char *qemu_process_last_words(const char *dir);
 
+/** qemu_process_trim_words() - keep the end of its standard error only, if that has grown over 256 KiB */
+void qemu_process_trim_words(const char *dir);
+
 /** qemu_process_free() - forget it (the process lives on) */
 void qemu_process_free(QemuProcess *process);
 DEFINE_CLEANUP(QemuProcess *, qemu_process_free)

@@ -83,6 +83,7 @@ def test_every_transport(home, transport):
         here.vmferry("cancel", NAME)
         result = ended(mover, 1)
     assert (result["status"], result["guest"], result["transport"]) == ("cancelled", "running here", transport)
+    assert "graphics" not in result
     assert there.wait_clean() == []
 
 
@@ -196,3 +197,19 @@ def test_reason_of_an_end(bed):
         assert events(bed.a, "off")[-2:] == ["started", reason]
     row = next(vm for vm in bed.a.vmferry_json("list")["vms"] if vm["name"] == "off")
     assert (row["state"], row["reason"]) == ("off", "crashed")
+
+
+def test_graphics_and_words_of_qemu(bed):
+    """The result says where the graphics are on the target; and what QEMU says does not grow without end."""
+    small(bed.a, "screen", 10, "graphics vnc { listen = \"127.0.0.1\" }\n")
+    bed.a.vmferry("start", "screen")
+    result = bed.a.migrate("screen", bed.b, "--transport=tcp")
+    graphics = result["graphics"]
+    assert (graphics["type"], graphics["host"], graphics["listen"]) == ("vnc", "b", "127.0.0.1"), graphics
+    assert f"127.0.0.1:{graphics['port']}" in bed.b.run("ss", "-Hltn").stdout
+    words = bed.b.runtime / "screen" / "qemu.1" / "stderr"
+    with words.open("a") as f:
+        f.write("x" * 300000 + "the end\n")
+    wait_until(lambda: words.stat().st_size < 10000)
+    assert words.read_text().endswith("xthe end\n")
+    bed.b.vmferry("kill", "screen")
