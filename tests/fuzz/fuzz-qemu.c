@@ -52,7 +52,9 @@ static void clean_up(void)
 static void set_up(void)
 {
 	static const char *const names[] = {"VMFERRY_CONFIG_DIR", "VMFERRY_RUNTIME_DIR", "VMFERRY_STATE_DIR"};
+	static const char conf[] = "migration-address = \"10.99.0.1\"\n";
 	char dir[] = "/dev/shm/fuzz-qemu.XXXXXX";
+	_cleanup_free_ char *file = NULL;
 
 	if (place)
 		return;
@@ -62,6 +64,9 @@ static void set_up(void)
 	atexit(clean_up);
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
 		setenv(names[i], place, 1);
+	file = xasprintf("%s/host.conf", place);
+	if (file_write(file, conf, sizeof(conf) - 1, 0600, false) < 0)
+		abort();
 	signal(SIGPIPE, SIG_IGN);
 	log_set_level(getenv("VMFERRY_LOG") ? LOG_LEVEL_DEBUG : (LogLevel)-1);
 }
@@ -148,15 +153,18 @@ static void begin(Keeper *k, Qemu *q, unsigned int what)
 {
 	_cleanup_free_ char *dir = runtime_path(NAME, "qemu.1"), *journal = state_path(NAME, "journal");
 	_cleanup_free_ char *qmp = xasprintf("%s/qmp", dir);
+	_cleanup_error_ Error *err = NULL;
 	int fds[2];
 
 	*q = (Qemu){.fd = -1};
 	*k = (Keeper){.ready_fd = -1, .lock_fd = -1, .control_fd = -1, .peer_fd = -1, .generation = 1,
 		      .name = xstrdup(NAME), .reason = "booted", .state = VM_RUNNING};
-	if (dir_make(dir, 0700) < 0 || sd_event_new(&k->event) < 0 || host_conf_load(&k->conf, NULL) < 0 ||
+	if (dir_make(dir, 0700) < 0 || sd_event_new(&k->event) < 0 || host_conf_load(&k->conf, &err) < 0 ||
 	    journal_open(journal, &k->journal, NULL) < 0 || (q->listening = unix_listen(qmp, 0600)) < 0 ||
-	    pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0)
+	    pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0) {
+		fprintf(stderr, "%s\n", err ? err->message : strerror(errno));
 		abort();
+	}
 	ends = fds[0];
 	dies = fds[1];
 	write_file("definition", "memory = \"32M\"\nserial = \"none\"\ndisk vda { file = \"/d\" format = \"raw\" }\n");
