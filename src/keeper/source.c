@@ -281,7 +281,12 @@ int source_call(Move *m, const char *method, const CookieTable *table, const voi
 		r = sd_bus_call_async(bus, NULL, call, reply, m, timeout_usec);
 	if (r < 0) {
 		error_set(&err, r, "cannot send %s: %s", method, strerror(-r));
-		move_error(m, err);
+		/* After the commit that is no failure: the target will be asked. */
+		if (!move_committed(m->state))
+			move_error(m, TAKE_PTR(err));
+		else
+			log_warning("%s", err->message);
+		error_free(err);
 	}
 	return r;
 }

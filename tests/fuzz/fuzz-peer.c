@@ -66,7 +66,7 @@ static void set_up(void)
 		abort();
 	signal(SIGPIPE, SIG_IGN);
 	if (!getenv("VMFERRY_LOG"))
-		log_set_level((LogLevel)-1);
+		log_set_level(LOG_LEVEL_ERROR);
 }
 
 static void begin(Keeper *k)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What a QEMU that a guest has taken over may say to its keeper: answers and events, at any time. The first byte chooses
- * what is under way: 0 nothing, 1 a migration to another host that copies memory, 2 one that comes, 3 a keeper that came back
- * in the middle of one. Then lines: "!..." is said as it is, "?..." is the error of the next command that waits, "+N" is event
- * number N of the migration protocol, anything else is what the next command returns.
+ * What a QEMU that a guest has taken over may say to its keeper: answers and events, at any time. The first byte
+ * chooses what is under way: 0 nothing, 1 a migration to another host that copies memory, 2 one that comes, 3 a keeper
+ * that came back in the middle of one. Then lines: "!..." is said as it is, "?..." is the error of the next command
+ * that waits, "+N" is event number N of the migration protocol, anything else is what the next command returns.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -68,7 +68,7 @@ static void set_up(void)
 	if (file_write(file, conf, sizeof(conf) - 1, 0600, false) < 0)
 		abort();
 	signal(SIGPIPE, SIG_IGN);
-	log_set_level(getenv("VMFERRY_LOG") ? LOG_LEVEL_DEBUG : (LogLevel)-1);
+	log_set_level(getenv("VMFERRY_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR);
 }
 
 static void run(Keeper *k)
@@ -157,8 +157,14 @@ static void begin(Keeper *k, Qemu *q, unsigned int what)
 	int fds[2];
 
 	*q = (Qemu){.fd = -1};
-	*k = (Keeper){.ready_fd = -1, .lock_fd = -1, .control_fd = -1, .peer_fd = -1, .generation = 1,
-		      .name = xstrdup(NAME), .reason = "booted", .state = VM_RUNNING};
+	*k = (Keeper){.ready_fd = -1,
+		      .lock_fd = -1,
+		      .control_fd = -1,
+		      .peer_fd = -1,
+		      .generation = 1,
+		      .name = xstrdup(NAME),
+		      .reason = "booted",
+		      .state = VM_RUNNING};
 	if (dir_make(dir, 0700) < 0 || sd_event_new(&k->event) < 0 || host_conf_load(&k->conf, &err) < 0 ||
 	    journal_open(journal, &k->journal, NULL) < 0 || (q->listening = unix_listen(qmp, 0600)) < 0 ||
 	    pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0) {
@@ -170,7 +176,8 @@ static void begin(Keeper *k, Qemu *q, unsigned int what)
 	write_file("definition", "memory = \"32M\"\nserial = \"none\"\ndisk vda { file = \"/d\" format = \"raw\" }\n");
 	write_file("qemu.1/stderr", "");
 	if (what == 3)
-		write_file("move", "{\"id\": \"" ID "\", \"target\": false, \"running\": true, \"destination\": \"exec:x\"}");
+		write_file("move",
+			   "{\"id\": \"" ID "\", \"target\": false, \"running\": true, \"destination\": \"exec:x\"}");
 	k->move = move_new(k);
 	k->stats = stats_new(k);
 	if (machine_adopt(k, NULL) <= 0)
@@ -193,7 +200,8 @@ static void under_way(Keeper *k, unsigned int what)
 		m->transport = tunnel;
 		m->uri = xstrdup("fd:x");
 		m->t.begun = m->t.phase_begun = now_usec();
-		m->facts = MOVE_FACT_ALIVE | MOVE_FACT_OWNER | MOVE_FACT_FOLLOW_DONE | MOVE_FACT_WAS_RUNNING | MOVE_FACT_LINK;
+		m->facts = MOVE_FACT_ALIVE | MOVE_FACT_OWNER | MOVE_FACT_FOLLOW_DONE | MOVE_FACT_WAS_RUNNING |
+			   MOVE_FACT_LINK | MOVE_FACT_TARGET_ACTIVE;
 	}
 	if (what == 1) {
 		k->state = VM_RUNNING;
@@ -263,7 +271,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		answer(&q, "return", "{}", 2);
 		run(&k);
 	}
-	for (char *line = strtok_r(text, "\n", &save); line && lines < LINES_MAX; line = strtok_r(NULL, "\n", &save), lines++)
+	for (char *line = strtok_r(text, "\n", &save); line && lines < LINES_MAX;
+	     line = strtok_r(NULL, "\n", &save), lines++)
 		obey(&k, &q, line, strlen(line));
 	end(&k, &q);
 	return 0;
