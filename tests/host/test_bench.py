@@ -20,7 +20,7 @@ pytestmark = [
 
 def bench(*words):
     program = [TREE / "bench/conntrack", f"--scale={SCALE}", "--rounds=3", "--repeat=1", "--no-conntrackd", *words]
-    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, timeout=120, env=os.environ | {"VMFERRY_BUILD": str(BUILD)})
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, timeout=300, env=os.environ | {"VMFERRY_BUILD": str(BUILD)})
     assert done.returncode == 0
     return done.stdout
 
