@@ -38,6 +38,13 @@ class Stays:
             wait_as_before(host, before[host])
         self.here(gap_ms)
 
+    @contextlib.contextmanager
+    def served_anew(self, gap_ms=GAP):
+        """The same, but its keeper dies in here."""
+        self.probe.mark()
+        yield self
+        self.here(gap_ms)
+
     def here(self, gap_ms=GAP):
         assert self.bed.a.status("web1")["state"] == "running"
         for host in self.bed.hosts[1:]:

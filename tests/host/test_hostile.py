@@ -12,6 +12,7 @@ import pathlib
 import re
 import select
 import shutil
+import signal
 import struct
 import sys
 import time
@@ -21,7 +22,7 @@ import rawpeer
 from rawpeer import Closed, Peer, Refused, batch, new_id, record
 import stays
 from stays import GAP, Stays
-from testbed import BUILD, Testbed, qemu, section, words
+from testbed import BUILD, Testbed, build_option, qemu, section, words
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -53,7 +54,8 @@ def vm(bed):
 def quiet(request, bed, vm):
     """After every test all is as it was before it: the guest, processes, files, links, ports. No log line is forged."""
     gap = request.node.get_closest_marker("gap")
-    with vm.unmoved(gap_ms=gap.args[0] if gap else GAP):
+    stays = vm.unmoved if not request.node.get_closest_marker("new_keeper") else vm.served_anew
+    with stays(gap_ms=gap.args[0] if gap else GAP):
         yield
     for path in [*bed.a.state.rglob("log"), *bed.a.state.rglob("stderr")]:
         for line in path.read_text().splitlines():
@@ -688,6 +690,33 @@ def test_target_that_does_not_receive(bed, tmp_path):
 def test_target_lies_after_the_commit(bed, tmp_path, script, said):
     """Only an answer is an answer; what is none makes the source ask again, and Never brings the guest back."""
     not_taken(bed, fake(bed, tmp_path, **TAKES | script), said)
+
+
+def wait_until(check, limit=30):
+    end = time.monotonic() + limit
+    while not check():
+        assert time.monotonic() < end
+        select.select([], [], [], 0.02)
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+@pytest.mark.new_keeper
+@pytest.mark.gap(20000)
+def test_killed_before_qemu_reads_cont(bed, vm, tmp_path):
+    """QEMU throws away what a connection that ends has still in its queue: the next keeper must know that a cont is due."""
+    destination = fake(bed, tmp_path, **TAKES, finish={"outcome": "perhaps"}, outcome={"outcome": "perhaps"})
+    assert bed.a.vmferry("migrate", "web1", destination, "--progress=none", check=False).returncode == 3
+    fault, pid = bed.a.runtime / "fault", bed.a.status("web1")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        select.select([], [], [], 2.5)  # the keeper asks for figures twice a second: QEMU is to have more to do than its cont
+        fault.write_text("END:after:self\n")
+        bed.a.vmferry("recover", "web1", "--assume=runs-nowhere", "--yes", check=False)
+        wait_until(lambda: not fault.exists())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    vm.probe.assert_alive(20)
+    wait_until(lambda: bed.a.status("web1")["state"] == "running" and not (bed.a.runtime / "web1/move").exists())
 
 
 @pytest.mark.gap(20000)
