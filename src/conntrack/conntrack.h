@@ -35,6 +35,8 @@ int ct_select_mark(CtSelect *select, const char *text, Error **err);
 int ct_select_zone(CtSelect *select, const char *text, Error **err);
 /** ct_select_empty() - whether nothing is given */
 bool ct_select_empty(const CtSelect *select);
+/** ct_select_join() - add the addresses of @more, which may be NULL, and take away those of @less */
+void ct_select_join(CtSelect *select, const CtSelect *more, const CtSelect *less);
 /** ct_select_own() - all addresses of this host's interfaces (getifaddrs(3)). Return: 0, or negative errno with @err set */
 int ct_select_own(CtSelect **ret, Error **err);
 void ct_select_free(CtSelect *select);
@@ -49,6 +51,7 @@ typedef struct CtFollowStats {
 	uint64_t events;   /* merged since the start */
 	uint64_t overruns; /* ENOBUFS: dumped again and compared */
 	uint64_t dumps;	   /* merged */
+	uint64_t untold; /* changes that no event told, found by dumping again */
 	uint64_t interrupted; /* dumps that the kernel said a change ran through (NLM_F_DUMP_INTR): done again */
 	bool complete;	   /* a dump has been merged and no event was lost since */
 } CtFollowStats;
@@ -107,6 +110,26 @@ size_t ct_follow_bound(const CtFollow *follow, const CtSelect *own, char *exampl
 bool ct_follow_pending(const CtFollow *follow);
 
 void ct_follow_stats(const CtFollow *follow, CtFollowStats *ret);
+
+/* What a target should know of a VM's entries before they come. */
+typedef struct CtSummary {
+	uint64_t entries;
+	uint64_t labelled; /* with labels */
+	char **helpers;	   /* names in use, each once; the first 16 */
+	bool complete;	   /* all of the table was seen */
+} CtSummary;
+
+/** ct_follow_summary() - of what is known now; ct_summary_done() it */
+void ct_follow_summary(const CtFollow *follow, CtSummary *ret);
+
+/**
+ * ct_summary_read() - the same by a dump of its own
+ * @usec: wait so long at most; what has been seen by then is told
+ *
+ * Return: 0 or negative errno with @err set.
+ */
+int ct_summary_read(const CtSelect *select, uint64_t usec, CtSummary *ret, Error **err);
+void ct_summary_done(CtSummary *summary);
 
 /* ---- applying ---- */
 
@@ -209,6 +232,14 @@ int ct_apply_settle_begin(CtApply *apply, sd_event *event, uint64_t delay,
  * (CtApplyOptions.foreign) are theirs too and are left alone. Return: 0 or negative errno.
  */
 int ct_apply_survey(CtApply *apply, sd_event *event);
+
+/**
+ * ct_apply_keeps_labels() - whether a rule of this host uses labels, without which the kernel keeps none
+ *
+ * An entry from one of the VM's addresses to one that is for documentation only (RFC 5737, RFC 3849) is made, read and
+ * deleted at once. For before the first delta, when the VM does not run here. Return: 1, 0, or negative errno.
+ */
+int ct_apply_keeps_labels(CtApply *apply);
 
 /** ct_apply_survey_wait() - wait for the end of the survey. Return: 0 or negative errno */
 int ct_apply_survey_wait(CtApply *apply);

@@ -566,6 +566,12 @@ size_t ct_follow_bound(const CtFollow *f, const CtSelect *own, char *example, si
 	return n;
 }
 
+void ct_follow_summary(const CtFollow *f, CtSummary *ret)
+{
+	ct_table_summary(&f->table, ret);
+	ret->complete = f->stats.complete;
+}
+
 bool ct_follow_pending(const CtFollow *f)
 {
 	return f->n_adjusted || ct_table_next_change(&f->table) != CT_NONE;
@@ -575,4 +581,5 @@ void ct_follow_stats(const CtFollow *f, CtFollowStats *ret)
 {
 	*ret = f->stats;
 	ret->entries = f->table.live;
+	ret->untold = f->table.untold;
 }

@@ -103,6 +103,21 @@ int ct_select_own(CtSelect **ret, Error **err)
 	return 0;
 }
 
+void ct_select_join(CtSelect *select, const CtSelect *more, const CtSelect *less)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; more && i < more->n_addresses; i++) {
+		select->addresses = xrealloc(select->addresses, select->n_addresses + 1, sizeof(CtAddress));
+		select->addresses[select->n_addresses++] = more->addresses[i];
+	}
+	for (size_t i = 0; i < select->n_addresses; i++)
+		if (!less || !ct_select_has(less, select->addresses[i].family, select->addresses[i].bytes))
+			select->addresses[n++] = select->addresses[i];
+	select->n_addresses = n;
+	select->by_address = n > 0;
+}
+
 bool ct_select_empty(const CtSelect *select)
 {
 	return !select->by_address && !select->by_mark && !select->by_zone;

@@ -336,6 +336,7 @@ void ct_table_dump_record(CtTable *table, const CtRecord *record)
 		renew(table, i);
 	ct_record_assign(&e->record, record);
 	e->seen = table->dump;
+	table->untold += change && table->dump > 1;
 	if (change)
 		changed(table, i);
 }
@@ -352,8 +353,10 @@ void ct_table_dump_end(CtTable *table, bool complete)
 			continue;
 		if (e->flags & CT_ENTRY_GONE)
 			forget(table, i);
-		else if (complete && e->seen != table->dump)
+		else if (complete && e->seen != table->dump) {
+			table->untold++;
 			bury(table, i);
+		}
 	}
 }
 

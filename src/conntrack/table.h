@@ -50,6 +50,7 @@ typedef struct CtTable {
 	uint32_t dirty_first, dirty_last, n_dirty;
 	uint32_t dump; /* number of the latest dump, 0: none yet */
 	bool dumping;
+	uint64_t untold; /* changes found by a later dump than the first */
 	uint64_t seed[2];
 } CtTable;
 
@@ -94,6 +95,9 @@ static inline uint32_t ct_table_next_change(const CtTable *table)
 {
 	return table->dirty_first;
 }
+/** ct_table_summary() - see ct_follow_summary() */
+void ct_table_summary(const CtTable *table, CtSummary *ret);
+
 /** ct_table_snapshot() - see ct_follow_snapshot() */
 size_t ct_table_snapshot(const CtTable *table, uint8_t *to, size_t max, size_t *ret_records, size_t *ret_left);
 

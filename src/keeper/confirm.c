@@ -362,6 +362,8 @@ static void finish_source(Move *m)
 	else if (!m->status || streq(m->status, "in-doubt"))
 		m->status = "failed";
 	move_let_go(m);
+	if (gone)
+		warn_of_reasons(m);
 	result = report_result(m);
 	if (gone)
 		keeper_set_state(m->k, VM_SHUTOFF, "migrated");

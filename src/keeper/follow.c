@@ -134,8 +134,10 @@ static void check_complete(Move *m)
 	if (done || !stats.complete || m->state < MOVE_S_OPEN || m->delta_full)
 		return;
 	log_debug("the connection table is complete: %" PRIu64 " entries", stats.entries);
-	if (!m->bound_told)
+	if (!m->bound_told) {
 		warn_of_bound(m);
+		judge_target(m);
+	}
 	m->bound_told = true;
 	follow_done(m);
 }
@@ -222,6 +224,7 @@ void follow_stop(Move *m)
 		return;
 	ct_follow_stats(m->follow, &stats);
 	m->followed = stats.entries;
+	m->untold = stats.untold;
 	ct_follow_free(TAKE_PTR(m->follow));
 }
 

@@ -102,8 +102,9 @@ struct Move {
 	sd_event_source *delta_timer;
 	bool follow_wanted, follow_awaited, delta_in_flight, delta_full, delta_lost, follow_without_events, bound_told;
 	uint64_t resynced;
-	uint64_t followed, last_delta_entries;
+	uint64_t followed, untold, last_delta_entries;
 	CtApply *apply;
+	CtApplyStats applied; /* once it is settled */
 
 	struct Upgrade *up; /* an upgrade, keeper/upgrade.h; NULL: a migration */
 
@@ -204,6 +205,30 @@ void perform_silent(const Move *m, Error **err);
 int perform_set(Keeper *k, const uint64_t *bandwidth, const uint64_t *downtime_ms, const uint64_t *throttle,
 		Error **err);
 
+/* ---- connections.c ---- */
+/** sink_open() - the target's end of Delta, and a look at what lies here from before; a failure is a warning */
+void sink_open(Move *m);
+/** sink_tell(), sink_tell_check() - what a source should know of it before the move; @reply's members are borrowed,
+ * of a check @reply->warnings is to be freed */
+void sink_tell(Move *m, PrepareReply *reply);
+void sink_tell_check(Keeper *k, const VmDefinition *def, PrepareReply *reply);
+/** sink_settle_begin() - the guest runs here: sweep, and in a second true timeouts and strict checks, beside the rest */
+void sink_settle_begin(Move *m);
+/** sink_settle_now() - the same at once, if it is not done */
+void sink_settle_now(Move *m);
+/** sink_stats() - counters, also of one that is closed */
+void sink_stats(const Move *m, CtApplyStats *ret);
+/** sink_reasons() - "NUMBER NAME" of those that are not 0; strv_free() it */
+char **sink_reasons(const CtApplyStats *stats);
+/** reasons_json() - the same as an object; a peer's list is looked at first */
+json_object *reasons_json(char *const *list);
+/** warn_of_reasons() - what the target did not take, in words */
+void warn_of_reasons(Move *m);
+/** judge_target() - warn of what is in the way on the target, by what it said and what is followed */
+void judge_target(Move *m);
+/** judge_target_for_check() - the same by a dump of its own of at most a second */
+void judge_target_for_check(Move *m);
+
 /* ---- follow.c: connections on the source ---- */
 void follow_start(Move *m);
 void follow_stop(Move *m);
@@ -289,8 +314,6 @@ void target_migration_event(Move *m, const char *status);
 void target_answer(Move *m, const char *outcome, bool alive);
 /** target_tombstone() - journal ABORTED before Never is said, so that it is true for ever */
 int target_tombstone(Keeper *k, const char *id, Error **err);
-/** target_settle() - true timeouts and strict checks for the connections taken over; at its time, or earlier */
-void target_settle(Move *m);
 /** target_end() - after Never: nothing is left here */
 void target_end(Move *m);
 /** target_data() - a data stream with a matching token: hand it to QEMU; @fd is taken over */

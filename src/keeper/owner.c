@@ -8,8 +8,6 @@
 #include "keeper/tls.h"
 #include "qemu/tap.h"
 
-#define SETTLE_USEC (1 * USEC_PER_SEC)
-
 static const unsigned int announce_ms[] = {0, 50, 200, 450, 800};
 
 /* ---- owner ---- */
@@ -35,33 +33,13 @@ static int on_announce(sd_event_source *source, uint64_t usec, void *userdata)
 	return 0;
 }
 
-void target_settle(Move *m)
-{
-	_cleanup_error_ Error *err = NULL;
-
-	if (m->apply && ct_apply_settle(m->apply, &err) < 0)
-		log_warning("connections are not settled: %s", err ? err->message : "?");
-	ct_apply_free(TAKE_PTR(m->apply));
-}
-
-static void on_settled(void *userdata, int result, const Error *err)
-{
-	Move *m = userdata;
-
-	if (result < 0)
-		log_warning("connections are not settled: %s", err ? err->message : strerror(-result));
-	ct_apply_free(TAKE_PTR(m->apply));
-}
-
 int do_announce(Move *m)
 {
 	Keeper *k = m->k;
 
 	if (m->was_running)
 		(void)sd_event_add_time(k->event, &m->announce_timer, CLOCK_MONOTONIC, m->t.resumed, 1, on_announce, m);
-	/* Piece by piece: with many connections it takes seconds, and the guest has just begun to run here. */
-	if (m->apply && ct_apply_settle_begin(m->apply, k->event, SETTLE_USEC, on_settled, m) < 0)
-		target_settle(m);
+	sink_settle_begin(m);
 	return 0;
 }
 

@@ -76,7 +76,8 @@ static json_object *conntrack_json(const Move *m)
 								      : (uint64_t)0,
 			  "failed", "u", o->ct_failed, "replaced", "u", o->ct_replaced, "last_delta_entries", "u",
 			  m->last_delta_entries, "barrier_ms", "d", ms(between(m->t.hold, m->t.barrier_answered)),
-			  "gate", "s", o->gate ? o->gate : "none", "first_refused", "s",
+			  "untold", "u", m->untold, "reasons", "o", reasons_json(o->ct_reasons), "gate", "s",
+			  o->gate ? o->gate : "none", "first_refused", "s",
 			  o->ct_first_refused && *o->ct_first_refused ? o->ct_first_refused : NULL, NULL);
 }
 
@@ -235,15 +236,18 @@ json_object *report_upgrade_check(Move *m)
 
 static json_object *conntrack_status(const Move *m)
 {
-	CtApplyStats apply = {};
+	_cleanup_strv_ char **reasons = NULL;
+	CtApplyStats apply;
 	CtFollowStats follow = {};
 
-	if (m->apply)
-		ct_apply_stats(m->apply, &apply);
+	sink_stats(m, &apply);
+	reasons = sink_reasons(&apply);
 	if (m->follow)
 		ct_follow_stats(m->follow, &follow);
 	return json_build("followed", "u", follow.entries, "overruns", "u", follow.overruns, "received", "u",
-			  apply.received, "applied", "u", apply.applied, "refused", "u", apply.refused, NULL);
+			  apply.received, "applied", "u", apply.applied, "refused", "u", apply.refused, "failed", "u",
+			  apply.failed, "replaced", "u", apply.replaced, "swept", "u", apply.swept, "reasons", "o",
+			  reasons_json(reasons), "untold", "u", follow.untold, NULL);
 }
 
 json_object *report_status(Keeper *k)

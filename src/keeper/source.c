@@ -152,7 +152,7 @@ int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **e
 		return r;
 	if (r < 0 && !check)
 		return r;
-	target_settle(m); /* what came with it a moment ago is settled before it goes on */
+	sink_settle_now(m); /* what came with it a moment ago is settled before it goes on */
 	move_reset(m);
 	m->state = MOVE_S_IDLE;
 	if (r < 0) {
@@ -571,10 +571,12 @@ static int on_prepare_reply(sd_bus_message *reply, void *userdata, sd_bus_error 
 	journal_forget_peer(m->k->journal, m->hello.host_id);
 	if (m->prepared.lease_holder)
 		move_save(m); /* a keeper after this one needs to know it */
-	if (m->opt.check_only)
+	if (m->opt.check_only) {
+		judge_target_for_check(m);
 		move_event(m, MOVE_EV_CANCEL);
-	else
+	} else {
 		move_event(m, MOVE_EV_PREPARE_OK);
+	}
 	return 0;
 }
 

@@ -65,8 +65,12 @@ int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *err
 	if (r >= 0)
 		r = target_admit(c, &p, &def, &err);
 	if (r >= 0 && p.check_only) {
+		PrepareReply reply = {};
+
+			sink_tell_check(k, def, &reply);
 		vm_definition_free(def);
-		r = reply_prepare(message, &(PrepareReply){});
+		r = reply_prepare(message, &reply);
+		strv_free(reply.warnings);
 	} else if (r >= 0) {
 		r = begin(c, &p, def, message);
 	} else {
@@ -88,26 +92,6 @@ static int keep_definition(Move *m, Error **err)
 	return r < 0 ? error_set(err, r, "cannot write %s: %s", path, strerror(-r)) : 0;
 }
 
-static void open_sink(Move *m)
-{
-	CtApplyOptions options = {.max_entries = m->k->conf->receive.max_entries,
-				  .marks_mask = m->k->conf->receive.marks_mask};
-	_cleanup_error_ Error *err = NULL;
-	int r;
-
-	if (!m->prepare.conntrack)
-		return;
-	r = vm_select(m->k->def, &m->select, &err);
-	if (r == 0)
-		return;
-	if (r > 0 && !m->select->by_address && !m->k->conf->receive.any_address)
-		r = error_set(&err, -EPERM, "no NIC has an address, and receive { any-address } is off");
-	if (r >= 0)
-		r = ct_apply_new(m->select, &options, &m->apply, &err);
-	if (r < 0)
-		move_warn(m, "connections cannot be taken over: %s", err ? err->message : strerror(-r));
-}
-
 int do_start_qemu(Move *m)
 {
 	Error *err = NULL;
@@ -123,7 +107,7 @@ int do_start_qemu(Move *m)
 		return r;
 	if (m->facts & MOVE_FACT_OFFLINE)
 		move_event(m, MOVE_EV_QEMU_READY);
-	open_sink(m);
+	sink_open(m);
 	return 0;
 }
 
@@ -278,6 +262,7 @@ int do_prepare_reply(Move *m)
 		reply.graphics_port = m->prepared.graphics_port;
 		reply.graphics_tls_port = m->prepared.graphics_tls_port;
 	}
+	sink_tell(m, &reply);
 	r = reply_prepare(m->prepare_message, &reply);
 	m->prepare_message = sd_bus_message_unref(m->prepare_message);
 	if (!(m->facts & MOVE_FACT_OFFLINE))
@@ -479,6 +464,7 @@ static int send_outcome(Move *m, sd_bus_message *message, const char *id, const 
 	sd_bus_message *answer = NULL;
 	bool mine = streq(m->id, id);
 	OutcomeReply reply = {.id = (char *)(uintptr_t)id, .outcome = (char *)(uintptr_t)outcome, .alive = alive};
+	_cleanup_strv_ char **reasons = NULL;
 	CtApplyStats ct = {};
 	int r;
 
@@ -486,8 +472,9 @@ static int send_outcome(Move *m, sd_bus_message *message, const char *id, const 
 		reply.reason = m->error->message;
 		reply.hint = m->error->hint;
 	}
-	if (mine && m->apply) {
-		ct_apply_stats(m->apply, &ct);
+	if (mine) {
+		sink_stats(m, &ct);
+		reply.ct_reasons = reasons = sink_reasons(&ct);
 		reply.ct_received = ct.received;
 		reply.ct_applied = ct.applied;
 		reply.ct_refused = ct.refused;

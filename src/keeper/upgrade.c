@@ -210,7 +210,7 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 
 	if (r < 0)
 		return r;
-	target_settle(m);
+	sink_settle_now(m);
 	move_reset(m);
 	m->state = MOVE_S_IDLE;
 	memcpy(m->id, id, sizeof(m->id));

@@ -79,6 +79,11 @@ static const CookieField prepare_reply_fields[] = {
 	U(PrepareReply, graphics_port, 65535, false),
 	U(PrepareReply, graphics_tls_port, 65535, false),
 	S(PrepareReply, lease_holder, 64, false),
+	B(PrepareReply, ct_told),
+	U(PrepareReply, ct_room, 0, false),
+	U(PrepareReply, ct_limit, 0, false),
+	S(PrepareReply, ct_labels, 16, false),
+	V(PrepareReply, ct_helpers, 64),
 };
 TABLE(prepare_reply, "Prepare's answer", PrepareReply, prepare_reply_fields);
 
@@ -113,6 +118,7 @@ static const CookieField outcome_reply_fields[] = {
 	U(OutcomeReply, barrier_usec, 0, false),
 	P(OutcomeReply, ct_first_refused, 512),
 	PV(OutcomeReply, warnings, 32),
+	V(OutcomeReply, ct_reasons, 32),
 };
 TABLE(outcome_reply, "Finish's answer", OutcomeReply, outcome_reply_fields);
 

@@ -68,6 +68,11 @@ typedef struct PrepareReply {
 	char **warnings;
 	char *graphics, *graphics_listen, *graphics_host;
 	uint64_t graphics_port, graphics_tls_port;
+	bool ct_told;	   /* the following are set */
+	uint64_t ct_room;  /* entries that find room in the target's table */
+	uint64_t ct_limit; /* entries that the target takes of one VM */
+	char *ct_labels;   /* "kept", "lost", "not-allowed", "unknown" */
+	char **ct_helpers; /* that are taken over */
 	char *lease_holder; /* what the target is called in the lease */
 } PrepareReply;
 
@@ -91,6 +96,7 @@ typedef struct OutcomeReply {
 	uint64_t gate_usec, journal_usec, cont_usec, load_usec, total_usec;
 	char *gate; /* "barrier", "timeout", "none" */
 	uint64_t ct_received, ct_applied, ct_refused, ct_failed, ct_replaced;
+	char **ct_reasons; /* "NUMBER NAME", of ct_reason_name() */
 	uint64_t barrier_usec;
 	char *ct_first_refused;
 	char **warnings;

@@ -142,6 +142,7 @@ static inline const void *conf_field_const(const ConfKey *key, const void *objec
 
 /* Checks of values (conf_values.c), for ConfKey.check. */
 int conf_check_id(const char *value, char **ret, Error **err);
+int conf_check_helper(const char *value, char **ret, Error **err);
 int conf_check_mark(const char *value, char **ret, Error **err);
 int conf_check_lease_name(const char *value, char **ret, Error **err);
 int conf_check_path(const char *value, char **ret, Error **err);

@@ -307,3 +307,17 @@ int conf_check_mark(const char *value, char **ret, Error **err)
 	*ret = xasprintf("0x%x/0x%x", mark, mask);
 	return 0;
 }
+
+/* As the kernel's NF_CT_HELPER_NAME_LEN has it. */
+int conf_check_helper(const char *value, char **ret, Error **err)
+{
+	size_t n = strlen(value);
+
+	for (size_t i = 0; i < n; i++)
+		if (value[i] <= ' ' || value[i] > '~')
+			n = 0;
+	if (n == 0 || n > 15)
+		return bad(err, value, "a connection tracking helper", "a name like \"ftp\", or \"*\" for any");
+	*ret = xstrdup(value);
+	return 0;
+}

@@ -38,6 +38,7 @@ static const ConfKey receive_keys[] = {
 	{"binaries", CONF_LIST, 0, CONF_FIELD(HostConf, receive.binaries), .check = conf_check_binary},
 	{"qemu-args", CONF_BOOL, 0, CONF_FIELD(HostConf, receive.qemu_args), .fallback = "false"},
 	{"marks-mask", CONF_TEXT, .check = conf_check_mask, .store = store_mask},
+	{"helpers", CONF_LIST, CONF_UNIQUE, CONF_FIELD(HostConf, receive.helpers), .check = conf_check_helper},
 	{"any-address", CONF_BOOL, 0, CONF_FIELD(HostConf, receive.any_address), .fallback = "false"},
 	{"max-entries", CONF_NUMBER, 0, CONF_FIELD(HostConf, receive.max_entries), .min = 0, .max = 100000000,
 	 .fallback = "1000000"},

@@ -45,6 +45,7 @@ typedef struct HostReceive {
 	char **binaries;      /* QEMU programs a definition may name; NULL: only our own default */
 	bool qemu_args;	      /* whether a definition that arrives may carry qemu-args */
 	uint32_t marks_mask;  /* bits of ct mark that are taken over; 0: none */
+	char **helpers;	      /* conntrack helpers whose connections and expectations are taken over; "*": any; NULL: none */
 	bool any_address;     /* conntrack entries of a VM without addresses are taken too, by its mark or zone alone */
 	uint64_t max_entries; /* of a VM's conntrack table */
 	uint64_t max_memory;  /* of one VM, bytes; 0: what is free */

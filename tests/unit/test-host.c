@@ -54,6 +54,7 @@ static void test_defaults(void **state)
 	assert_null(conf->receive.peers);
 	assert_null(conf->receive.disk_paths);
 	assert_false(conf->receive.qemu_args);
+	assert_null(conf->receive.helpers);
 	assert_int_equal(conf->receive.marks_mask, 0);
 	assert_int_equal(conf->receive.max_entries, 1000000);
 	assert_int_equal(conf->receive.max_memory, 0);
@@ -78,7 +79,7 @@ static void test_full(void **state)
 		ID "migration-address = \"FD00::1\" migration-ports = \"50000-50009\" transport = tls\n"
 		   "remote-command = \"sudo vmferry receive\" qemu-user = \"_qemu\" binary = /opt/qemu\n"
 		   "receive { peers = { h2, beta } prefixes = { \"10.0.0.0/24\", \"fd00::/64\" } bridges = { br0 }\n"
-		   "disk-paths = { /srv } binaries = { /opt/q10 } qemu-args = true marks-mask = 0xff00\n"
+		   "disk-paths = { /srv } binaries = { /opt/q10 } qemu-args = true marks-mask = 0xff00 helpers = { ftp, Q.931 }\n"
 		   "max-entries = 5 max-memory = 4G }\n"
 		   "deadlines { connect = 1 prepare = 2 no-progress = 3 switchover = 4 finish = 5 gate-ms = 6 link = 7 "
 		   "}\n");
@@ -128,6 +129,8 @@ static void test_bad(void **state)
 		{"receive { disk-paths = { srv } }", "1: receive: disk-paths: ", NULL},
 		{"receive { marks-mask = 0x1ffffffff }", "1: receive: marks-mask: ", NULL},
 		{"receive { marks-mask = \"-1\" }", "1: receive: marks-mask: ", NULL},
+		{"receive { helpers = { \"f t p\" } }", "1: receive: helpers: ", NULL},
+		{"receive { helpers = { abcdefghijklmnop } }", "1: receive: helpers: ", NULL},
 		{"receive { max-memory = much }", "1: receive: max-memory: ", NULL},
 		{"receive { }\nreceive { }", "2: receive stands here a second time", "line 1"},
 		{"receive x { }", "1: section \"receive\" takes no name", "receive {"},
