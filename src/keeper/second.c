@@ -88,6 +88,7 @@ Upgrade *upgrade_free(Upgrade *up)
 	free(up->to_binary);
 	free(up->from_version);
 	free(up->to_version);
+	free(up->vnc_port);
 	free(up);
 	return NULL;
 }

@@ -10,8 +10,9 @@
 
 #define STREAM_FD_NAME "vmferry-upgrade"
 #define BANDWIDTH_UNLIMITED ((uint64_t)1 << 40)
-#define MEMORY_OF_A_QEMU ((uint64_t)48 << 20) /* what a second one takes beside the guest's memory, measured: 36 MiB   \
-					       */
+#define MEMORY_OF_A_QEMU                                                                                               \
+	((uint64_t)48 << 20) /* what a second one takes beside the guest's memory, measured: 36 MiB                    \
+			      */
 
 void upgrade_options_clear(UpgradeOptions *o)
 {
@@ -316,6 +317,22 @@ static void on_blocked(json_object *ret, const char *error, void *userdata)
 	on_set_up(ret, error, userdata);
 }
 
+/* QAPI VncServerInfo2: the port that QEMU found free. */
+static void on_vnc(json_object *ret, const char *error, void *userdata)
+{
+	Move *m = userdata;
+	json_object *first, *server;
+	const char *port;
+
+	if (!error && m->up && (first = json_object_array_get_idx(ret, 0)) &&
+	    json_get_array(first, "server", &server) && json_object_array_length(server) > 0 &&
+	    json_get_string(json_object_array_get_idx(server, 0), "service", &port)) {
+		free(m->up->vnc_port);
+		m->up->vnc_port = xstrdup(port);
+	}
+	on_set_up(ret, error, userdata);
+}
+
 static void ask(Move *m, Qmp *qmp, const char *command, json_object *arguments, QmpReply reply)
 {
 	m->up->pending++;
@@ -346,6 +363,8 @@ int do_set_up_both(Move *m)
 	up->pending = 1; /* held until all is on its way */
 	ask(m, both[1], "query-memdev", NULL, on_memdev);
 	ask(m, both[0], "query-migrate", NULL, on_blocked);
+	if (m->k->def->graphics == GRAPHICS_VNC)
+		ask(m, both[0], "query-vnc-servers", NULL, on_vnc);
 	for (size_t i = 0; i < ARRAY_SIZE(both); i++) {
 		ask(m, both[i], "migrate-set-capabilities", migration_capabilities_in_place(), on_set_up);
 		ask(m, both[i], "migrate-set-parameters", parameters(), on_set_up);
@@ -543,6 +562,29 @@ static void tidy_up(Move *m)
 	m->up->def = (vm_definition_free(m->up->def), NULL);
 }
 
+static void on_display(json_object *ret, const char *error, void *userdata)
+{
+	(void)ret;
+	(void)userdata;
+	if (error)
+		log_warning("VNC is on another port now: %s", error);
+}
+
+/* The old one, which had the port, is gone. QAPI: display-update, since 7.1. */
+static void keep_vnc_port(Move *m)
+{
+	const VmDefinition *def = m->k->def;
+	json_object *addresses;
+
+	if (!m->up->changed_over || !m->up->vnc_port || def->graphics != GRAPHICS_VNC || m->up->other)
+		return;
+	addresses = json_object_new_array();
+	json_object_array_add(addresses, json_build("type", "s", "inet", "host", "s", def->graphics_listen, "port", "s",
+						    m->up->vnc_port, NULL));
+	machine_qmp(m->k, "display-update", json_build("type", "s", "vnc", "addresses", "o", addresses, NULL),
+		    on_display, NULL);
+}
+
 static void tell_state(Move *m)
 {
 	Keeper *k = m->k;
@@ -580,6 +622,7 @@ int upgrade_end(Move *m)
 	move_let_go(m);
 	tidy_up(m);
 	tell_state(m);
+	keep_vnc_port(m);
 	if (m->opt.check_only) {
 		move_answer_check(m, report_upgrade_check(m));
 	} else {

@@ -24,7 +24,8 @@ typedef struct Upgrade {
 	unsigned int pending; /* set-up commands not yet answered */
 	bool other_killed, taps_attached, resumed, changed_over;
 	char *from_binary, *to_binary, *from_version, *to_version;
-	uint64_t memory_needed;				 /* bytes, beyond what the guest has */
+	char *vnc_port;		/* where viewers found the guest; NULL: nowhere, or not known */
+	uint64_t memory_needed; /* bytes, beyond what the guest has */
 	uint64_t spawned, ready, opened, killed, reaped; /* CLOCK_MONOTONIC, microseconds */
 } Upgrade;
 

@@ -136,10 +136,11 @@ def cleanup(bed):
 # ---- it works ----
 
 
-def test_to_and_fro(bed, web1):
-    """Each way twice, under memory that is written all the time; nothing is copied."""
+@pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.long)])
+def test_to_and_fro(bed, web1, times):
+    """Newer, older, newer, under memory that is written all the time; nothing is copied, nothing is lost."""
     bed.ask(web1.guest, "dirty 50")
-    for _ in range(4):
+    for _ in range(times):
         before = web1.status()
         result = web1.upgrade()
         after = web1.status()
@@ -161,6 +162,20 @@ def test_disks_are_the_new_ones(web1):
         path = web1.host.dir / image
         refused = web1.host.run("qemu-io", "-f", path.suffix[1:], "-c", "write 0 512", path, check=False)
         assert "lock" in refused.stderr + refused.stdout, (refused.stdout, refused.stderr)
+
+
+def test_vnc_port_stays(web1):
+    """Viewers connect again, to where they found the guest."""
+
+    def ports():
+        lines = web1.host.run("ss", "-Hltn").stdout.splitlines()
+        return [line.split()[3] for line in lines if line.split()[3].startswith("127.0.0.1:59")]
+
+    before = ports()
+    assert len(before) == 1
+    for _ in range(2):
+        web1.upgrade()
+        wait_until(lambda: ports() == before)
 
 
 def test_memory_is_the_same(bed, web1):
