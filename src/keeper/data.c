@@ -34,6 +34,7 @@ struct Data {
 	size_t line_have;
 	unsigned int attempts;
 	sd_event_source *io, *timer;
+	int handed; /* a copy of what QEMU got: shut before QEMU is told to cancel, whoever holds the other end */
 };
 
 static int data_retry(Data *d);
@@ -61,8 +62,10 @@ static void done(Data *d, int fd, const Error *err)
 	if (!opened)
 		return;
 	d->opened = NULL;
-	if (fd >= 0)
+	if (fd >= 0) {
 		(void)fd_nonblock(fd, false);
+		d->handed = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	}
 	opened(d->m, fd, err);
 }
 
@@ -293,7 +296,7 @@ int data_open(Move *m, void (*opened)(Move *m, int fd, const Error *err), Error 
 	d = m->data = xcalloc(1, sizeof(*d));
 	d->m = m;
 	d->opened = opened;
-	d->fd = d->ready_fd = -1;
+	d->fd = d->ready_fd = d->handed = -1;
 	r = start(d, err);
 	if (r < 0)
 		m->data = data_free(d);
@@ -314,6 +317,9 @@ Data *data_free(Data *d)
 	d->child = child_free(d->child, false);
 	fd_close(d->ready_fd);
 	fd_close(d->fd);
+	if (d->handed >= 0)
+		(void)shutdown(d->handed, SHUT_RDWR);
+	fd_close(d->handed);
 	if (d->local_path)
 		(void)unlink(d->local_path);
 	free(d->local_path);

@@ -3,6 +3,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 
@@ -183,6 +184,23 @@ def test_streams_are_cut(bed, home, probe):
     out, err = mover.communicate(timeout=30)
     assert mover.returncode in (1, 3), out + err
     wait_until(lambda: home.status() is None and home.states()[0] == "running", limit=30)
+
+
+def test_cancel_when_the_relay_stands_still(bed, home, probe):
+    """Nobody takes what QEMU sends, nobody closes the stream: a cancel is answered all the same."""
+    mover = home.slow()
+    stuck = streams(bed)
+    for pid in stuck:
+        os.kill(pid, signal.SIGSTOP)
+    home.here.vmferry("set", NAME, "bandwidth=1G")
+    seen = None
+    while seen != (seen := home.status()["transferred"]):  # twice the same: QEMU is stuck; figures come every 0.5 s
+        select.select([], [], [], 1.2)
+    home.here.vmferry("cancel", NAME, timeout=20)
+    assert home.states()[0] == "running" and home.status() is None
+    for pid in stuck:
+        os.kill(pid, signal.SIGCONT)
+    assert ended(mover, 1)["status"] == "cancelled"
 
 
 def test_wrong_target(bed, home, probe):
