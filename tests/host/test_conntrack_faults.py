@@ -100,6 +100,7 @@ def test_sink_is_killed_half_way(lab, flows, tools):
     follower, applier = ferry(lab, tools)
     until(lambda: len(lab.fw2.connections(VM)) > 4)
     applier.proc.kill()
+    applier.proc.wait()
     late = [Tcp(lab.client, lab.vm, VM, 90 + i) for i in range(3)]
     try:
         assert follower.proc.wait(LIMIT) == 1

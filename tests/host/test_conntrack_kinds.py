@@ -523,8 +523,8 @@ class Ftp:
         listener, where = waiting
         flow = Tcp.__new__(Tcp)
         flow.a = by.socket(self.family, socket.SOCK_STREAM)
-        flow.a.settimeout(1.5)
-        listener.settimeout(1.5)
+        flow.a.settimeout(LIMIT)
+        listener.settimeout(LIMIT)
         try:
             if flow.a.connect_ex(where) != 0:
                 return None
