@@ -149,7 +149,7 @@ def test_start_stop(leased):
 
 def test_there_and_back(leased):
     leased.start()
-    for generation in range(2, 6):
+    for generation in (2, 3):
         result = leased.here.migrate("web1", leased.there, "--transport=tcp")
         assert result["guest"] == "running there"
         leased.swap()
@@ -280,7 +280,6 @@ def test_lost_without_a_keeper(leased):
     a = leased.here
     leased.start()
     pid, qemu = keeper(a), a.status("web1")["pid"]
-    os.kill(os.getpgid(pid), 0)
     parent = int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
     os.kill(parent, signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)
@@ -338,10 +337,12 @@ def test_other_lease_there_is_refused(leased, verb):
 
 @needs_faults
 @pytest.mark.parametrize("point", [
-    "source:RELEASE_LEASE:before:self", "source:RELEASE_LEASE:after:self", "source:RELEASE_LEASE:after:link",
-    "source:SEND_FINISH:after:link", "source:JOURNAL_COMMIT:after:self",
-    "target:ACQUIRE_LEASE:before:self", "target:ACQUIRE_LEASE:after:self", "target:ACQUIRE_LEASE:after:link",
-    "target:JOURNAL_COMMITTED:after:self",
+    "source:RELEASE_LEASE:before:self", "source:RELEASE_LEASE:after:self", "source:SEND_FINISH:after:link",
+    "target:ACQUIRE_LEASE:after:link", "target:JOURNAL_COMMITTED:after:self",
+    *(pytest.param(point, marks=pytest.mark.long) for point in (
+        "source:JOURNAL_COMMIT:after:self", "source:RELEASE_LEASE:after:link", "source:SEND_FINISH:before:link",
+        "source:SEND_FINISH:after:self", "target:ACQUIRE_LEASE:before:self", "target:ACQUIRE_LEASE:before:link",
+        "target:JOURNAL_COMMITTED:before:self", "target:JOURNAL_COMMITTED:after:link", "target:CONT:after:self")),
 ])
 def test_fault(leased, point):
     """Around the hand-over: one host has lease and guest, whoever dies."""
@@ -397,8 +398,8 @@ def reboot(host):
 
 
 @needs_faults
-@pytest.mark.parametrize("point", ["source:RELEASE_LEASE:before", "source:RELEASE_LEASE:after", "target:ACQUIRE_LEASE:after",
-                                   "target:JOURNAL_COMMITTED:after"])
+@pytest.mark.parametrize("point", ["source:RELEASE_LEASE:after", "target:ACQUIRE_LEASE:after", "target:JOURNAL_COMMITTED:after",
+                                   pytest.param("source:RELEASE_LEASE:before", marks=pytest.mark.long)])
 def test_both_reboot(leased, point):
     """In the middle of the hand-over: one of them can start it again, and only one."""
     a, b = leased.here, leased.there
