@@ -78,7 +78,8 @@ static bool slot_parse(char *slot, Record *ret)
 		return false;
 	r.held = held;
 	*ret = r;
-	return r.seq > 0 && r.generation > 0;
+	/* Both will be counted up. */
+	return r.seq > 0 && r.seq < UINT64_MAX && r.generation > 0 && r.generation < UINT64_MAX;
 }
 
 static int not_a_lease(const Lease *lease, const char *what, Error **err)

@@ -75,7 +75,7 @@ def wait_until(check, limit=30):
 def state(host):
     """(state, reason), ("gone", None) without a keeper."""
     found = host.status("web1") or {}
-    return (found["state"], found["reason"]) if "reason" in found else ("gone", None)
+    return (found["state"], found["reason"]) if found.get("state") not in (None, "off", "moved") else ("gone", None)
 
 
 def wait_state(host, wanted, reason=None):
