@@ -344,6 +344,7 @@ void move_let_go(Move *m)
 		*all[i] = sd_event_source_disable_unref(*all[i]);
 	if (m->psk)
 		tls_remove(m->k, m->id);
+	source_drop_probes(m->k);
 	follow_stop(m);
 	m->data = data_free(m->data);
 	m->link = link_free(m->link);

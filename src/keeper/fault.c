@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "basic/fd.h"
 #include "keeper/upgrade.h"
 
 #ifdef VMFERRY_FAULTS
@@ -78,22 +79,31 @@ static const struct {
 };
 
 /* The first line, without it what follows; NULL: there is none, or it is not for now. */
-static const char *take_line(char *text, MoveAction action, bool before, char **ret_rest)
+static const char *take_line(char *text, const char *when, const char *action, char **ret_rest)
 {
-	char *save = NULL, *name, *when, *victim;
+	char *save = NULL, *name, *moment, *victim;
 
 	*ret_rest = strchr(text, '\n');
 	if (*ret_rest)
 		*(*ret_rest)++ = '\0';
 	name = strtok_r(text, ":", &save);
-	when = strtok_r(NULL, ":", &save);
+	moment = strtok_r(NULL, ":", &save);
 	victim = strtok_r(NULL, ":", &save);
-	if (!name || !when || !victim || !streq(name, identifiers[action]) || !streq(when, before ? "before" : "after"))
+	if (!name || !moment || !victim || !streq(name, action) || !streq(moment, when))
 		return NULL;
 	return victim;
 }
 
-void fault_point(Move *m, MoveAction action, bool before)
+static void strike(Move *m, const char *victim, const char *when, const char *action)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(victims); i++)
+		if (streq(victims[i].name, victim)) {
+			log_warning("fault: %s %s %s", victim, when, action);
+			victims[i].strike(m);
+		}
+}
+
+static void fault_from_file(Move *m, const char *when, const char *action)
 {
 	_cleanup_free_ char *path = xasprintf("%s/fault", runtime_dir()), *text = NULL;
 	const char *victim;
@@ -101,18 +111,38 @@ void fault_point(Move *m, MoveAction action, bool before)
 
 	if (file_read(path, 256, &text, NULL) < 0)
 		return;
-	victim = take_line(text, action, before, &rest);
+	victim = take_line(text, when, action, &rest);
 	if (!victim)
 		return;
 	if (rest && *rest)
 		(void)file_write(path, rest, strlen(rest), 0600, false);
 	else
 		(void)unlink(path);
-	for (size_t i = 0; i < ARRAY_SIZE(victims); i++)
-		if (streq(victims[i].name, victim)) {
-			log_warning("fault: %s %s %s", victim, before ? "before" : "after", identifiers[action]);
-			victims[i].strike(m);
-		}
+	strike(m, victim, when, action);
+}
+
+/* A test that listens is told and does what it likes, while nothing happens here; then it says what we do ourselves. */
+static void fault_from_test(Move *m, const char *when, const char *action)
+{
+	_cleanup_free_ char *path = xasprintf("%s/fault.socket", config_dir());
+	_cleanup_free_ char *text = xasprintf("%s:%s:%s\n", m->k->name, action, when);
+	_cleanup_fd_ int fd = unix_connect(path);
+	char victim[32];
+	ssize_t n;
+
+	if (fd < 0 || fd_write_all(fd, text, strlen(text)) < 0)
+		return;
+	n = fd_read_all(fd, victim, sizeof(victim) - 1);
+	victim[n > 0 ? n : 0] = '\0';
+	strike(m, victim, when, action);
+}
+
+void fault_point(Move *m, MoveAction action, bool before)
+{
+	const char *when = before ? "before" : "after";
+
+	fault_from_file(m, when, identifiers[action]);
+	fault_from_test(m, when, identifiers[action]);
 }
 
 #endif

@@ -421,6 +421,7 @@ static int begin(Keeper *k, unsigned int flags, Error **err)
 	bool before = load_state(k);
 	int r;
 
+	source_drop_probes(k);
 	r = machine_adopt(k, err);
 	if (r < 0)
 		return r;

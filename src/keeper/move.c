@@ -430,9 +430,6 @@ static void drop_contents(Move *m)
 	ct_select_free(m->select);
 	sd_bus_message_unref(m->prepare_message);
 	sd_bus_message_unref(m->finish_message);
-	for (size_t i = 0; m->probes && m->probes[i]; i++)
-		(void)unlink(m->probes[i]);
-	strv_free(m->probes);
 	cookie_clear(&hello_reply, &m->hello);
 	cookie_clear(&prepare_reply, &m->prepared);
 	cookie_clear(&outcome_reply, &m->outcome);

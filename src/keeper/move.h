@@ -87,7 +87,6 @@ struct Move {
 	unsigned int reconnects;
 	uint64_t lease_generation; /* at which the source gives the lease up; 0: there is none */
 	sd_event_source *retry_timer;
-	char **probes; /* files made to prove shared disks */
 	uint64_t ram_total, ram_transferred, ram_remaining, dirty_rate, rate, predicted_pause_ms;
 	uint64_t progress_at, progress_transferred, converge_since;
 	bool warned_converge;
@@ -173,6 +172,8 @@ typedef int (*MoveDo)(Move *m);
  * Return: 0; -EBUSY, -EINVAL or another negative errno with @err set: nothing has begun.
  */
 int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **err);
+/** source_drop_probes() - remove the files that prove shared disks to a target, those of a keeper before us as well */
+void source_drop_probes(Keeper *k);
 /** source_connect() - (re)open the link of this migration */
 int source_connect(Move *m, Error **err);
 /** source_call() - call a Peer1 method with a cookie; a failure to send becomes the migration's error */

@@ -13,6 +13,7 @@
 
 #define PROVE_USEC (1 * USEC_PER_SEC)
 #define MULTIFD_CHANNELS 2
+#define PROBES_MAX 65536 /* bytes of paths */
 
 void move_options_clear(MoveOptions *o)
 {
@@ -524,26 +525,54 @@ int do_prove(Move *m)
  * Proof that both hosts see the same file: a small file beside the image, made here and read there; where we may not
  * make one, size and inode have to do. "ID SIZE INODE PROBE-TOKEN|-"
  */
+static char *probe_path(const Move *m, const VmDisk *d)
+{
+	return xasprintf("%s.vmferry-%s", d->file, m->id);
+}
+
 static void add_proof(Move *m, const VmDisk *d, char ***proofs)
 {
-	_cleanup_free_ char *probe = xasprintf("%s.vmferry-%s", d->file, m->id), *token = text_random_id();
+	_cleanup_free_ char *probe = probe_path(m, d), *token = text_random_id();
 	struct stat st = {};
 	bool made;
 
 	if (stat(d->file, &st) < 0)
 		return;
 	made = S_ISREG(st.st_mode) && file_write(probe, token, strlen(token), 0600, false) == 0;
-	if (made)
-		strv_push(&m->probes, TAKE_PTR(probe));
 	strv_add(proofs, "%s %" PRIu64 " %" PRIu64 " %s", d->id, (uint64_t)st.st_size,
 		 S_ISREG(st.st_mode) ? (uint64_t)st.st_ino : 0, made ? token : "-");
 }
 
-static void drop_probes(Move *m)
+/* What is about to be made is written down first: a keeper after us, or after a reboot, removes it. */
+static char **make_proofs(Move *m)
 {
-	for (size_t i = 0; m->probes && m->probes[i]; i++)
-		(void)unlink(m->probes[i]);
-	strv_free(TAKE_PTR(m->probes));
+	Keeper *k = m->k;
+	_cleanup_free_ char *note = state_path(k->name, "probes"), *paths = xstrdup("");
+	char **proofs = NULL;
+
+	for (size_t i = 0; i < k->def->n_disks; i++) {
+		_cleanup_free_ char *before = paths, *probe = probe_path(m, &k->def->disks[i]);
+
+		paths = xasprintf("%s%s\n", before, probe);
+	}
+	if (file_write(note, paths, strlen(paths), 0600, false) < 0)
+		return NULL;
+	for (size_t i = 0; i < k->def->n_disks; i++)
+		if (k->def->disks[i].shared)
+			add_proof(m, &k->def->disks[i], &proofs);
+	return proofs;
+}
+
+void source_drop_probes(Keeper *k)
+{
+	_cleanup_free_ char *note = state_path(k->name, "probes"), *paths = NULL;
+	char *save = NULL;
+
+	if (file_read(note, PROBES_MAX, &paths, NULL) < 0)
+		return;
+	for (char *path = strtok_r(paths, "\n", &save); path; path = strtok_r(NULL, "\n", &save))
+		(void)unlink(path);
+	(void)unlink(note);
 }
 
 static int on_prepare_reply(sd_bus_message *reply, void *userdata, sd_bus_error *error)
@@ -555,7 +584,7 @@ static int on_prepare_reply(sd_bus_message *reply, void *userdata, sd_bus_error 
 	(void)error;
 	if (m->state != MOVE_S_PREPARE)
 		return 0;
-	drop_probes(m);
+	source_drop_probes(m->k);
 	r = bus_error_read(reply, "Prepare", &err);
 	if (r >= 0)
 		r = cookie_read(reply, &prepare_reply, peer_features, &m->prepared, &err);
@@ -612,9 +641,8 @@ int do_send_prepare(Move *m)
 	m->token = text_random_id();
 	if (streq(m->transport, "tls"))
 		make_psk(m);
-	for (size_t i = 0; i < k->def->n_disks; i++)
-		if (k->def->disks[i].shared)
-			add_proof(m, &k->def->disks[i], &proofs);
+	if (k->def->n_disks > 0)
+		proofs = make_proofs(m);
 	cookie = (PrepareCookie){
 		.id = m->id,
 		.uuid = k->def->uuid,
@@ -637,9 +665,7 @@ int do_send_prepare(Move *m)
 		.lease_generation = k->lease ? lease_generation(k->lease) : 0,
 	};
 	r = source_call(m, "Prepare", &prepare_cookie, &cookie, m->deadlines.prepare, on_prepare_reply);
-	if (r < 0)
-		drop_probes(m);
-	else if (m->follow_wanted)
+	if (r >= 0 && m->follow_wanted)
 		follow_start(m); /* while the target starts its QEMU: subscribing takes the kernel some milliseconds */
 	return r;
 }

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Faults at the engine's actions, for builds with -Dfaults=true, and a guest that notices (tests/bare/bare.c).
+
+Every keeper tells an Injector of each action before and after it, and waits for its answer: what a test does there
+happens at that very point. Nothing here depends on time but the limits after which a test has failed.
+"""
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+from netns import kill
+from testbed import BUILD, LIMIT, Guest, section
+
+DEADLINES = "deadlines { connect = 2 prepare = 5 no-progress = 2 switchover = 2 finish = 1 link = 1 }\n"
+
+
+class Injector:
+    """Listens to the keepers of some hosts. @plan: {(host, action, when): what to do}, each done once.
+
+    What to do is called and may return a word for the keeper: "link", "cancel", "powerdown" (src/keeper/fault.c).
+    """
+
+    def __init__(self, hosts):
+        self.plan, self.struck, self.seen = {}, [], []
+        self.busy = False  # something is being done to the hosts
+        self.changed = threading.Condition()
+        self.listening = {}
+        for host in hosts:
+            s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            s.bind(str(host.config / "fault.socket"))
+            s.listen(16)
+            self.listening[s] = host
+        self.stop, self.stopped = os.pipe()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            ready = select.select([self.stop, *self.listening], [], [])[0]
+            if self.stop in ready:
+                return
+            for s in ready:
+                with s.accept()[0] as keeper, contextlib.suppress(OSError):
+                    line = b""
+                    while not line.endswith(b"\n") and (more := keeper.recv(256)):
+                        line += more
+                    _, action, when = line.decode().strip().split(":")
+                    keeper.sendall(self.reached(self.listening[s], action, when).encode())
+
+    def reached(self, host, action, when):
+        point = (host, action, when)
+        with self.changed:
+            what = self.plan.pop(point, None)
+            self.busy = True
+        word = what() if what else None
+        with self.changed:
+            self.busy = False
+            if what:
+                self.struck.append(point)
+            self.seen.append(point)
+            self.changed.notify_all()
+        return word or ""
+
+    def wait(self, happened, limit=LIMIT):
+        """Until happened() is true; it is asked again after every action."""
+        with self.changed:
+            return self.changed.wait_for(happened, limit)
+
+    def wake(self):
+        with self.changed:
+            self.changed.notify_all()
+
+    def begin(self, plan):
+        with self.changed:
+            self.plan, self.struck, self.seen = dict(plan), [], []
+
+    def close(self):
+        os.write(self.stopped, b".")
+        self.thread.join(10)
+        for s in self.listening:
+            s.close()
+
+
+# ---- processes ----
+
+
+def keepers(host, vm="web1"):
+    return [p for p, line in host.processes().items() if "vmferry run " in line and "--parent" not in line and line.split()[-1] == vm]
+
+
+def parents(host, vm="web1"):
+    return [p for p, line in host.processes().items() if "vmferry run --parent" in line and line.split()[-1] == vm]
+
+
+def qemus(host, vm="web1"):
+    return [p for p, line in host.processes().items() if f"guest={vm}," in line]
+
+
+def transport(*hosts):
+    """What carries control and data between hosts."""
+    found = []
+    for host in hosts:
+        found += [p for p, line in host.processes().items() if "vmferry receive" in line or re.match(r"(\S*/)?ssh ", line)]
+    return found
+
+
+def everything(host):
+    """All that a reboot ends: keepers before QEMUs, so that nobody is told of anything."""
+    rest = [p for p in host.netns.pids() if p not in {c.pid for c in host.children} or p == getattr(host, "desk", None)]
+    first = parents(host) + keepers(host)
+    return first + [p for p in rest if p not in first]
+
+
+# ---- hosts that reboot ----
+
+
+def go_down(host):
+    """Power fails: processes and the runtime directory are gone, the state directory is kept, nobody answers."""
+    with contextlib.suppress(FileNotFoundError):
+        host.enter.rename(host.dir / "enter.down")
+    host.cut()
+    kill(everything(host))
+    for path in host.runtime.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def come_up(host, *vms):
+    """Boot: what was running or is to run is started, as vmferry@NAME.service or --autostart would."""
+    host.heal()
+    (host.dir / "enter.down").rename(host.enter)
+    return [host.vmferry("start", vm, check=False) for vm in vms]
+
+
+def is_down(host):
+    return (host.dir / "enter.down").exists()
+
+
+# ---- the guest ----
+
+
+class Bare(Guest):
+    """A guest without an operating system."""
+
+    kernel, initrd = str(BUILD / "tests/bare/bare"), None
+
+    def __init__(self, number=5):
+        super().__init__(number)
+        self.append = None
+
+
+def beats(host, vm="web1"):
+    """[(boot, n)] of what the guest has said here; it must not have said that anything is bad."""
+    path = host.runtime / vm / "console.log"
+    text = path.read_text(errors="replace") if path.exists() else ""
+    assert "BAD" not in text, text[-500:]
+    return [(boot, int(n)) for boot, n in re.findall(r"^ok ([0-9a-f]+) (\d+)$", text, re.M)]
+
+
+def wait_beats(host, vm="web1", more=2, limit=LIMIT):
+    """Wait until the guest has been through all its memory @more times from now on; return the last beat."""
+    before, end = len(beats(host, vm)), time.monotonic() + limit
+    while len(found := beats(host, vm)) < before + more:
+        assert time.monotonic() < end, f"on {host.name}: the guest of {vm} stands still: {found[-3:]}"
+        select.select([], [], [], 0.02)
+    return found[-1]
+
+
+class Pair:
+    """Two hosts and web1, which is on one of them, with a disk both see."""
+
+    def __init__(self, bed, transport="tcp", text=DEADLINES, **conf):
+        self.bed, self.transport = bed, transport
+        self.here, self.there = bed.a, bed.b
+        for host in bed.hosts:
+            host.write_conf(text, **conf)
+        self.disk = bed.dir / "disk.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self.disk, "8M"], check=True)
+        self.disk.chmod(0o666)
+        self.guest = Bare()
+        self.define(bed.a)
+        self.injector = Injector(bed.hosts)
+        self.stopped = []
+        self.beat = ("", 0)
+        self.failed = False
+
+    def define(self, host):
+        disk = section("disk vda", file=str(self.disk), format="qcow2", cache="none", bus="virtio", shared=True)
+        host.define("web1", self.guest, disk, memory="16M")
+
+    def boot(self):
+        self.here.vmferry("start", "web1")
+        self.note()
+
+    def note(self):
+        self.beat = wait_beats(self.here, more=1)
+
+    def close(self):
+        self.injector.close()
+
+    # ---- one migration, with what is to happen on the way ----
+
+    def destination(self):
+        return self.there.ssh if self.transport == "ssh" else self.there.exec_destination()
+
+    def start_migration(self, *options):
+        transport = [f"--transport={self.transport}"] if self.transport else []
+        self.client = self.here.popen("vmferry", "migrate", "web1", self.destination(), *transport, "--json", *options,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.here.desk = self.client.pid
+
+        def wait():
+            self.output = self.client.communicate()
+            self.injector.wake()
+
+        self.output = None
+        self.waiter = threading.Thread(target=wait, daemon=True)
+        self.waiter.start()
+
+    def wait_client(self, limit=LIMIT):
+        self.waiter.join(limit)
+        assert not self.waiter.is_alive(), "the client does not end"
+        self.here.children.remove(self.client)
+        return self.client.returncode
+
+    def in_doubt(self):
+        return any(action == "RECONNECT" for _, action, _ in self.injector.seen)
+
+    def ended(self):
+        return self.output is not None
+
+    # ---- how it ended ----
+
+    def busy(self):
+        """Why this is not the end yet, or None."""
+        for host in self.bed.hosts:
+            path = host.runtime / "web1"
+            if (path / "move").exists():
+                return f"{host.name}: a migration"
+            with contextlib.suppress(OSError, ValueError):
+                state = json.loads((path / "state").read_text())
+                if state["state"] not in ("running", "shut off"):
+                    return f"{host.name}: {state}"
+            if len(qemus(host)) > 1:
+                return f"{host.name}: two QEMUs"
+        if all(qemus(host) for host in self.bed.hosts):
+            return "a QEMU on both hosts"
+        return None
+
+    def settle(self, limit=20):
+        """Wait for the end; return the hosts where a guest runs. Never may there be two."""
+        end = time.monotonic() + limit
+        while True:
+            why = self.busy()
+            found = {host: (host.status("web1") or {}).get("state") for host in self.bed.hosts} if not why else {}
+            running = [host for host, state in found.items() if state == "running"]
+            assert len(running) < 2, f"two guests run: {found}"
+            if not why and all(state in ("running", "off", "moved", None) for state in found.values()):
+                return running
+            assert time.monotonic() < end, f"no end: {why or {h.name: s for h, s in found.items()}}"
+            select.select([], [], [], 0.03)
+
+    def only_the_vm(self, host, limit=10):
+        """What one running VM needs is here, and nothing else."""
+
+        def found():
+            lines = host.processes()
+            wrong = [f"{len(who(host))} {who.__name__}" for who in (parents, keepers, qemus) if len(who(host)) != 1]
+            wrong += [f"process {p}: {line}" for p, line in lines.items() if p in transport(host) or "vmferry migrate" in line]
+            wrong += [line for line in host.leftovers() if line.startswith("port ")]
+            wrong += [str(p) for p in host.runtime.glob("web1/*") if p.name in ("move", "data", "start")]
+            wrong += [str(p) for p in host.runtime.glob("web1/qemu.*")][1:]
+            return wrong
+
+        end = time.monotonic() + limit
+        while wrong := found():
+            assert time.monotonic() < end, f"left on {host.name}: {wrong}"
+            select.select([], [], [], 0.03)
+
+    def clean(self):
+        """Nothing of the attempt is left."""
+        for host in self.bed.hosts:
+            if host is self.here:
+                self.only_the_vm(host)
+            else:
+                left = host.wait_clean()
+                assert left == [], f"left on {host.name}: {left}"
+            stray = [p.name for p in host.state.glob("web1/definition.*")]
+            assert not stray, f"left on {host.name}: {stray}"
+        probes = [p.name for p in self.bed.dir.glob("disk.qcow2.*")]
+        assert not probes, probes
+
+    def check_disk(self):
+        """The image has no error. Clusters that a killed QEMU had just taken may be unused; that is not one."""
+        done = subprocess.run(["qemu-img", "check", "-q", "-U", self.disk], capture_output=True, text=True)
+        assert done.returncode in (0, 3), done.stdout + done.stderr
+
+    def start_where_it_may(self):
+        """The guest is off: exactly one of the hosts may start it."""
+        for host in self.bed.hosts:
+            left = host.wait_clean()
+            assert left == [], f"left on {host.name}: {left}"
+        self.check_disk()
+        tried = {host: host.vmferry("start", "web1", check=False) for host in (self.here, self.there)}
+        may = [host for host, done in tried.items() if done.returncode == 0]
+        assert len(may) == 1, {host.name: done.stdout + done.stderr for host, done in tried.items()}
+        self.moved_to(may[0])
+        self.note()
+
+    def moved_to(self, host):
+        if host is not self.here:
+            self.here, self.there = self.there, self.here
+
+    def assert_one(self, lost_allowed=False, boot_allowed=False):
+        """Exactly one guest runs, memory intact; or, where the fault took it away, exactly one host may start it."""
+        running = self.settle()
+        if not running:
+            assert lost_allowed, "no guest runs"
+            self.start_where_it_may()
+            return
+        self.moved_to(running[0])
+        boot, n = wait_beats(self.here)
+        if boot == self.beat[0]:
+            assert n > self.beat[1], f"the guest went back in time: {self.beat} -> {n}"
+        else:
+            assert boot_allowed, f"the guest was started again: {self.beat} -> {(boot, n)}"
+        self.beat = (boot, n)
+        self.clean()
+
+    # ---- victims ----
+
+    def stop(self, pids):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                self.stopped.append(pid)
+
+    def go_on(self):
+        for pid in self.stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self.stopped = []

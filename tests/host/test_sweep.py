@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every fault at every action: kills of either keeper, either QEMU, what carries the streams and the client; links that
+are cut, that stall, data that stalls; reboots of either host; before and after each of the engine's actions.
+
+After each: exactly one guest runs, by itself; memory intact (the guest checks it all the time and counts on), the disk
+image without an error, nothing left on either host. Where the fault took the guest itself away, exactly one host may
+start it again. Needs a build with -Dfaults=true. A sample; all of them with make check-long.
+"""
+
+import collections
+import pathlib
+
+import pytest
+
+from faults import Pair, come_up, go_down, is_down, keepers, kill, qemus, transport
+from testbed import Testbed, build_option, wait_file
+
+pytestmark = pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+
+SOURCE = """CONNECT HELLO PROVE SEND_PREPARE OPEN_DATA PREALLOCATE START_MIGRATE LAST_DELTA CONTINUE JOURNAL_COMMIT RELEASE_LEASE
+SEND_FINISH JOURNAL_GONE KILL_QEMU FLUSH NOTE FORGET END""".split()
+TARGET = "PREALLOCATE START_QEMU PREPARE_REPLY ARM_GATE ACQUIRE_LEASE JOURNAL_COMMITTED CONT SAY_RUNNING ANNOUNCE".split()
+MOMENTS = [(side, action, when) for side, actions in (("source", SOURCE), ("target", TARGET)) for action in actions
+           for when in ("before", "after")]
+
+
+def stage(side, action, when):
+    """Who may run the guest then: the source; it has offered; the target is asked; the target decides; it has taken."""
+    if side == "source":
+        n = SOURCE.index(action) + (when == "after")
+        for name, last in (("source", "JOURNAL_COMMIT"), ("offered", "SEND_FINISH"), ("asked", "JOURNAL_GONE")):
+            if n <= SOURCE.index(last) and not (name == "asked" and n == SOURCE.index(last)):
+                return name
+        return "taken"
+    n = TARGET.index(action) + (when == "after")
+    if n <= TARGET.index("PREPARE_REPLY") + 1:
+        return "source"
+    return "deciding" if n <= TARGET.index("JOURNAL_COMMITTED") else "taken"
+
+
+# What a victim does to a Pair, and in which stages the guest may be off, or started anew, afterwards.
+Victim = collections.namedtuple("Victim", "strike off anew", defaults=((), ()))
+
+
+def cut(pair):
+    pair.there.cut()
+
+
+VICTIMS = {
+    "source-keeper": Victim(lambda pair: kill(keepers(pair.here))),
+    "target-keeper": Victim(lambda pair: kill(keepers(pair.there))),
+    "source-qemu": Victim(lambda pair: kill(qemus(pair.here)), off=("source",)),
+    "target-qemu": Victim(lambda pair: kill(qemus(pair.there)), off=("asked", "taken")),
+    "transport": Victim(lambda pair: kill(transport(pair.here, pair.there))),
+    "client": Victim(lambda pair: kill([pair.client.pid])),
+    "stall": Victim(lambda pair: pair.stop(transport(pair.here, pair.there))),
+    "network": Victim(cut),
+    "source-reboot": Victim(lambda pair: go_down(pair.here), anew=("source", "offered", "asked", "deciding")),
+    "target-reboot": Victim(lambda pair: go_down(pair.there), anew=("asked", "taken")),
+    "link": Victim(lambda pair: "link"),
+    "cancel": Victim(lambda pair: "cancel"),
+    "powerdown": Victim(lambda pair: "powerdown", off=("source", "offered", "asked", "deciding", "taken")),
+}
+
+
+ALWAYS = ("source", "offered", "asked", "deciding", "taken")
+
+
+def points(moments, victims):
+    for side, action, when in moments:
+        for victim in victims:
+            if victim in ("cancel", "powerdown") and (side != "source" or action in SOURCE[13:]):
+                continue
+            yield f"{side}:{action}:{when}:{victim}"
+
+
+# Over tcp, all of it.
+TCP = list(points(MOMENTS, VICTIMS))
+
+# What else is different where it is different: the data's way, the pause, the run state.
+WAYS = {"tls": ("tls",), "ssh": ("ssh",), "tunnel": ("tunnel",), "no-live": ("tcp", "--no-live")}
+WAY_MOMENTS = [("source", action, "after") for action in "OPEN_DATA START_MIGRATE LAST_DELTA CONTINUE SEND_FINISH".split()] + [
+    ("target", action, when) for action, when in (("PREPARE_REPLY", "after"), ("ARM_GATE", "before"), ("CONT", "after"))]
+WAY_VICTIMS = ["source-keeper", "target-keeper", "transport", "stall", "network", "source-reboot", "target-reboot", "cancel"]
+OTHER_WAYS = [f"{way}:{p}" for way in WAYS for p in points(WAY_MOMENTS, WAY_VICTIMS)]
+
+# Off the straight way: what leads there, and the actions one meets then.
+ROADS = {
+    "back": ("source:CONTINUE:after:cancel", {"source": "SETTLE SEND_ABORT END", "target": "JOURNAL_ABORTED KILL_QEMU RELEASE_LEASE SAY_NEVER END"}),
+    "never": ("target:ARM_GATE:after:target-qemu", {"source": "ACQUIRE_LEASE JOURNAL_OWNER RESUME END",
+                                                     "target": "JOURNAL_ABORTED RELEASE_LEASE SAY_NEVER END"}),
+    "doubt": ("source:SEND_FINISH:after:link", {"source": "RECONNECT SEND_OUTCOME"}),
+    "refused": ("source:SEND_FINISH:before:link", {"source": "RECONNECT SEND_OUTCOME ACQUIRE_LEASE JOURNAL_OWNER RESUME"}),
+}
+ROAD_VICTIMS = ["source-keeper", "target-keeper", "source-qemu", "target-qemu", "transport", "source-reboot", "target-reboot"]
+SECOND = [f"{road}:{p}" for road, (_, sides) in ROADS.items() for side, actions in sides.items()
+          for p in points([(side, action, when) for action in actions.split() for when in ("before", "after")], ROAD_VICTIMS)]
+
+# A VM that is off: its definition and the right to start it move.
+OFFLINE = list(points([("source", action, "after") for action in "SEND_PREPARE JOURNAL_COMMIT SEND_FINISH JOURNAL_GONE NOTE".split()] + [
+    ("target", action, "after") for action in "START_QEMU ARM_GATE JOURNAL_COMMITTED SAY_RUNNING".split()],
+    ["source-keeper", "target-keeper", "transport", "source-reboot", "target-reboot"]))
+
+
+def sampled(points, every):
+    return [p if i % every == 0 else pytest.param(p, marks=pytest.mark.long) for i, p in enumerate(points)]
+
+
+class Pairs:
+    """One pair for many points; a new one after a point that has failed."""
+
+    def __init__(self):
+        self.pair = None
+
+    def get(self, transport):
+        if not self.pair or self.pair.failed or self.pair.transport != transport:
+            self.close()
+            self.pair = Pair(Testbed(), transport)
+            self.pair.boot()
+        return self.pair
+
+    def close(self):
+        if self.pair:
+            self.pair.close()
+            self.pair.bed.close()
+        self.pair = None
+
+
+def scribble(qemu):
+    """Write a word into each page of the guest's memory that it looks after."""
+    maps = [line.split() for line in pathlib.Path(f"/proc/{qemu}/maps").read_text().splitlines()]
+    spans = [[int(a, 16) for a in words[0].split("-")] for words in maps]
+    base = next(begin for begin, end in spans if end - begin == 16 << 20)
+    with open(f"/proc/{qemu}/mem", "r+b", buffering=0) as memory:
+        for page in range(0x400000, 0x800000, 4096):
+            memory.seek(base + page)
+            memory.write(b"\xde\xad\xbe\xef")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    pairs = Pairs()
+    yield pairs
+    pairs.close()
+
+
+def act(pair, point):
+    """A point's place in a plan, and what happens there."""
+    side, action, when, victim = point.split(":")
+    host = pair.here if side == "source" else pair.there
+    return (host, action, when), lambda: VICTIMS[victim].strike(pair)
+
+
+def undo(pair):
+    """What a fault took away for a while comes back: power, network, stopped processes."""
+    for host in pair.bed.hosts:
+        if is_down(host):
+            come_up(host, "web1")
+        host.heal()
+    pair.go_on()
+
+
+def strike(pair, points, options=(), off=(), anew=(), end=Pair.assert_one):
+    """A migration with these points on its way; @off, @anew: stages of the last one where that may be the end."""
+    side, action, when, victim = points[-1].split(":")
+    then = stage(side, action, when) if action in (SOURCE if side == "source" else TARGET) else "elsewhere"
+    injector, pair.failed = pair.injector, True
+    injector.begin(act(pair, point) for point in points)
+    pair.start_migration(*options)
+    try:
+        assert injector.wait(lambda: len(injector.struck) == len(points) or pair.ended())
+        injector.wait(lambda: pair.ended() or pair.in_doubt())
+        injector.wait(lambda: not injector.busy)
+        undo(pair)
+        pair.wait_client()
+        assert len(injector.struck) == len(points), "the point was never reached"
+        end(pair, lost_allowed=then in off, boot_allowed=then in anew)
+        pair.check_disk()
+        pair.failed = False
+    except AssertionError as e:
+        raise AssertionError(f"{e}\n{pair.output}\n" + " ".join(f"{h.name}:{a}:{w}" for h, a, w in injector.seen)) from e
+    finally:
+        undo(pair)
+        injector.begin({})
+
+
+@pytest.mark.parametrize("point", sampled(TCP, 43))
+def test_tcp(pairs, point):
+    pair, victim = pairs.get("tcp"), VICTIMS[point.split(":")[-1]]
+    pair.note()
+    strike(pair, [point], off=victim.off, anew=victim.anew)
+
+
+@pytest.mark.parametrize("point", sampled(OTHER_WAYS, 43))
+def test_other_ways(pairs, point):
+    way, point = point.split(":", 1)
+    pair, victim = pairs.get(WAYS[way][0]), VICTIMS[point.split(":")[-1]]
+    pair.note()
+    strike(pair, [point], WAYS[way][1:], off=victim.off, anew=victim.anew)
+
+
+@pytest.mark.parametrize("point", sampled(SECOND, 43))
+def test_second(pairs, point):
+    road, point = point.split(":", 1)
+    pair, victim = pairs.get("tcp"), point.split(":")[-1]
+    pair.note()
+    grave = victim.endswith(("qemu", "reboot"))
+    strike(pair, [ROADS[road][0], point], off=(*ALWAYS, "elsewhere") if grave else (), anew=(*ALWAYS, "elsewhere") if grave else ())
+
+
+def off_here_or_there(pair, **_):
+    """It is still off, and exactly one host may start it."""
+    assert pair.settle() == []
+    pair.start_where_it_may()
+
+
+@pytest.mark.parametrize("point", sampled(OFFLINE, 23))
+def test_offline(pairs, point):
+    pair = pairs.get("tcp")
+    pair.here.vmferry("kill", "web1")
+    strike(pair, [point], end=off_here_or_there)
+
+
+def test_count():
+    """The number of points, for people; none is there twice."""
+    every = [TCP, OTHER_WAYS, SECOND, OFFLINE]
+    n = sum(map(len, every))
+    print(f"fault points: {n}")
+    assert n == sum(len(set(some)) for some in every) >= 300
+
+
+def test_the_guest_notices(pairs):
+    """The guest of these tests does see when its memory is not what it wrote."""
+    pair = pairs.get("tcp")
+    pair.failed = True
+    scribble(qemus(pair.here)[0])
+    wait_file(pair.here.runtime / "web1" / "console.log", "BAD memory 4")
+    with pytest.raises(AssertionError):
+        pair.note()
