@@ -123,7 +123,7 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 		recover_target(m, status);
 	} else if (last->kind == JOURNAL_COMMIT || last->kind == JOURNAL_GONE || moving) {
 		if (streq(status, "running"))
-			k->state = VM_RUNNING;
+			keeper_set_state(k, VM_RUNNING, "keeper restarted");
 		recover_source(m, last);
 	} else if (streq(status, "shutdown")) {
 		keeper_set_state(k, VM_SHUTOFF, "shutdown");

@@ -155,6 +155,7 @@ def undo(pair):
     """What a fault took away for a while comes back: power, network, stopped processes."""
     for host in pair.bed.hosts:
         if is_down(host):
+            pair.rebooted.add(host)
             come_up(host, "web1")
         host.heal()
     pair.go_on()
@@ -164,7 +165,7 @@ def strike(pair, points, options=(), off=(), anew=(), end=Pair.assert_one):
     """A migration with these points on its way; @off, @anew: stages of the last one where that may be the end."""
     side, action, when, victim = points[-1].split(":")
     then = stage(side, action, when) if action in (SOURCE if side == "source" else TARGET) else "elsewhere"
-    injector, pair.failed = pair.injector, True
+    injector, pair.failed, pair.rebooted = pair.injector, True, set()
     injector.begin(act(pair, point) for point in points)
     pair.start_migration(*options)
     try:
