@@ -374,6 +374,8 @@ static void finish_source(Move *m)
 	wait_done(m->k, WAIT_CANCEL);
 	if (gone || (m->state == MOVE_S_NEVER_RESUME && !m->k->qemu))
 		keeper_leave(m->k);
+	else if (!m->k->qemu && !m->k->incoming)
+		keeper_without_guest(m->k);
 	else
 		keeper_check_idle(m->k);
 }

@@ -415,6 +415,50 @@ static int begin_transient(Keeper *k, const char *reason)
 	return sd_event_add_time_relative(k->event, &k->idle_timer, CLOCK_MONOTONIC, IDLE_USEC, 0, on_idle, k);
 }
 
+static int start_fresh(Keeper *k, unsigned int flags, Error **err)
+{
+	int r;
+
+	k->start_wanted = false;
+	r = may_start(k, flags & KEEPER_FORCE, err);
+	if (r >= 0)
+		r = load_definition(k, err);
+	if (r >= 0 && flags & KEEPER_OFFLINE)
+		return begin_transient(k, "offline");
+	if (r >= 0)
+		r = host_check_resources(k->conf, k->def, err);
+	return r < 0 ? r : machine_start(k, false, err);
+}
+
+static int on_without_guest(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	Keeper *k = userdata;
+	_cleanup_error_ Error *err = NULL;
+	bool start = k->start_wanted;
+
+	(void)source;
+	(void)usec;
+	k->idle_timer = sd_event_source_disable_unref(k->idle_timer);
+	if (k->leaving)
+		return 0;
+	if (start) {
+		log_info("the guest runs nowhere and is this host's: starting it");
+		if (start_fresh(k, 0, &err) >= 0)
+			return 0;
+		log_error("%s", err->message);
+	}
+	keeper_set_state(k, VM_SHUTOFF, start ? "failed" : "crashed");
+	keeper_history(k, k->reason, NULL);
+	keeper_leave(k);
+	return 0;
+}
+
+void keeper_without_guest(Keeper *k)
+{
+	k->idle_timer = sd_event_source_disable_unref(k->idle_timer);
+	(void)sd_event_add_time_relative(k->event, &k->idle_timer, CLOCK_MONOTONIC, 0, 1, on_without_guest, k);
+}
+
 static int begin(Keeper *k, unsigned int flags, Error **err)
 {
 	JournalKind last = journal_last(k->journal)->kind;
@@ -422,14 +466,17 @@ static int begin(Keeper *k, unsigned int flags, Error **err)
 	int r;
 
 	source_drop_probes(k);
+	k->start_wanted = !before && !(flags & (KEEPER_INCOMING | KEEPER_OFFLINE));
 	r = machine_adopt(k, err);
 	if (r < 0)
 		return r;
 	if (r > 0 || last == JOURNAL_COMMIT || (before && last == JOURNAL_GONE)) {
 		if (r == 0 && last == JOURNAL_COMMIT)
 			(void)load_definition(k, NULL); /* its lease may decide */
-		if (r == 0)
+		if (r == 0) {
+			k->incoming = flags & (KEEPER_INCOMING | KEEPER_OFFLINE);
 			keeper_say_ready(k, NULL); /* else when QEMU has said how the guest is */
+		}
 		move_recover(k, r > 0);
 		return 0;
 	}
@@ -442,14 +489,7 @@ static int begin(Keeper *k, unsigned int flags, Error **err)
 		keeper_leave(k);
 		return 0;
 	}
-	r = may_start(k, flags & KEEPER_FORCE, err);
-	if (r >= 0)
-		r = load_definition(k, err);
-	if (r >= 0 && flags & KEEPER_OFFLINE)
-		return begin_transient(k, "offline");
-	if (r >= 0)
-		r = host_check_resources(k->conf, k->def, err);
-	return r < 0 ? r : machine_start(k, false, err);
+	return start_fresh(k, flags, err);
 }
 
 static int open_all(Keeper *k, Error **err)

@@ -121,6 +121,7 @@ struct Keeper {
 	int lock_fd;
 	int ready_fd;  /* tells who started us */
 	bool incoming; /* started for a migration; ends when nobody wants it any more */
+	bool start_wanted; /* a fresh start was asked for, but first it must be known whose the guest is */
 	bool leaving;
 	bool restart; /* the program that is installed now goes on, in this process */
 
@@ -189,6 +190,8 @@ void keeper_leave(Keeper *k);
 int keeper_restart(Keeper *k, Error **err);
 /** keeper_check_idle() - a keeper started for a migration ends when nothing came of it */
 void keeper_check_idle(Keeper *k);
+/** keeper_without_guest() - a migration came to nothing and QEMU is gone: start the guest if that was asked for, or end */
+void keeper_without_guest(Keeper *k);
 /** keeper_owner() - whether this host may run the guest, as the journal says */
 bool keeper_owner(const Keeper *k);
 
