@@ -420,6 +420,7 @@ static int start_fresh(Keeper *k, unsigned int flags, Error **err)
 	int r;
 
 	k->start_wanted = false;
+	vm_definition_free(TAKE_PTR(k->def));
 	r = may_start(k, flags & KEEPER_FORCE, err);
 	if (r >= 0)
 		r = load_definition(k, err);
@@ -470,7 +471,7 @@ static int begin(Keeper *k, unsigned int flags, Error **err)
 	r = machine_adopt(k, err);
 	if (r < 0)
 		return r;
-	if (r > 0 || last == JOURNAL_COMMIT || (before && last == JOURNAL_GONE)) {
+	if (r > 0 || last == JOURNAL_COMMIT || (before && (last == JOURNAL_GONE || move_noted(k)))) {
 		if (r == 0 && last == JOURNAL_COMMIT)
 			(void)load_definition(k, NULL); /* its lease may decide */
 		if (r == 0) {

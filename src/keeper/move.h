@@ -155,6 +155,8 @@ void move_let_go(Move *m);
 void move_answer_check(Move *m, json_object *answer);
 /** move_recover() - a keeper came (back): go on from the journal and QEMU's state. @qemu: a living QEMU was found */
 void move_recover(Keeper *k, bool qemu);
+/** move_noted() - whether there is such a note of move_save() */
+bool move_noted(Keeper *k);
 /** move_qemu_event() - a QMP event while a migration is under way */
 void move_qemu_event(Move *m, const char *name, json_object *data, uint64_t at);
 /** move_qemu_ready() - QMP of an incoming QEMU is usable */

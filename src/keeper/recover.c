@@ -4,6 +4,7 @@
  * and from what QEMU itself says; docs/protocol.md, "Restart".
  */
 #include <errno.h>
+#include <unistd.h>
 
 #include "keeper/upgrade.h"
 
@@ -53,7 +54,10 @@ static void take_record(Move *m, const JournalRecord *record)
 
 static void recover_source(Move *m, const JournalRecord *record)
 {
+	_cleanup_free_ char *data = runtime_path(m->k->name, "data");
 	Error *err = NULL;
+
+	(void)unlink(data); /* a killed ssh leaves its socket */
 
 	switch (record->kind) {
 	case JOURNAL_COMMIT:
@@ -150,6 +154,14 @@ void move_recover(Keeper *k, bool qemu)
 		return;
 	}
 	if (load_move(m, &target, &resumed) && target)
-		return;
-	recover_source(m, journal_last(k->journal));
+		recover_target(m, "");
+	else
+		recover_source(m, journal_last(k->journal));
+}
+
+bool move_noted(Keeper *k)
+{
+	_cleanup_free_ char *path = runtime_path(k->name, "move");
+
+	return access(path, F_OK) == 0;
 }

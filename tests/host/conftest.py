@@ -30,7 +30,7 @@ def pytest_runtest_makereport(item, call):
     """A failed test says what the hosts it used have logged."""
     report = (yield).get_result()
     used = getattr(item, "funcargs", {})
-    bed = used.get("bed") or getattr(used.get("pair"), "bed", None)
+    bed = used.get("bed") or next((x.bed for x in used.values() if getattr(x, "bed", None)), None)
     if report.failed and bed and (logs := bed.logs()):
         report.sections.append(("logs of the hosts", logs))
 

@@ -26,12 +26,11 @@ MOMENTS = [(side, action, when) for side, actions in (("source", SOURCE), ("targ
 
 def stage(side, action, when):
     """Who may run the guest then: the source; it has offered; the target is asked; the target decides; it has taken."""
+    if (action, when) == ("SEND_FINISH", "after"):
+        return "asked"
     if side == "source":
         n = SOURCE.index(action) + (when == "after")
-        for name, last in (("source", "JOURNAL_COMMIT"), ("offered", "SEND_FINISH"), ("asked", "JOURNAL_GONE")):
-            if n <= SOURCE.index(last) and not (name == "asked" and n == SOURCE.index(last)):
-                return name
-        return "taken"
+        return "source" if n <= SOURCE.index("JOURNAL_COMMIT") else "offered" if n <= SOURCE.index("SEND_FINISH") else "taken"
     n = TARGET.index(action) + (when == "after")
     if n <= TARGET.index("PREPARE_REPLY") + 1:
         return "source"
@@ -111,6 +110,10 @@ class Pairs:
 
     def __init__(self):
         self.pair = None
+
+    @property
+    def bed(self):
+        return self.pair and self.pair.bed
 
     def get(self, transport):
         if not self.pair or self.pair.failed or self.pair.transport != transport:
