@@ -9,6 +9,7 @@
 #include "basic/paths.h"
 #include "basic/text.h"
 #include "cli/output.h"
+#include "move/arrival.h"
 
 #define MOVED_MAX 65536
 #define HISTORY_MAX (1024 * 1024)
@@ -36,6 +37,7 @@ char *local_definition_path(const char *name)
 	_cleanup_free_ char *arrived = state_path(name, "definition");
 	_cleanup_free_ char *own = xasprintf("%s/vms/%s.vm", config_dir(), name);
 
+	arrival_settle(name);
 	if (access(arrived, F_OK) == 0)
 		return TAKE_PTR(arrived);
 	return access(own, F_OK) == 0 ? TAKE_PTR(own) : taken_over(name);
@@ -59,6 +61,7 @@ json_object *local_moved(const char *name)
 	json_object *moved;
 	size_t len;
 
+	arrival_settle(name);
 	if (file_read(path, MOVED_MAX, &text, &len) < 0)
 		return NULL;
 	moved = json_parse(text, len);

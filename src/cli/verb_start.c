@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <errno.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #include "basic/paths.h"
@@ -22,6 +23,10 @@ static int refuse_moved(const char *name, Error **err)
 	return r;
 }
 
+#define RISK                                                                                                           \
+	"with --force the guest is started here. If it runs on another host as well, both write to the same disks and " \
+	"destroy them"
+
 static int start_each(const Cli *cli, const char *name, json_object **ret, Error **err)
 {
 	_cleanup_(vm_definition_freep)
@@ -38,6 +43,8 @@ static int start_each(const Cli *cli, const char *name, json_object **ret, Error
 	r = force ? 0 : refuse_moved(name, err);
 	if (r < 0)
 		return r;
+	if (force)
+		fprintf(stderr, "vmferry: %s: %s.\n", name, RISK);
 	/* A definition with a mistake is no wrong command line. */
 	if (local_definition(name, &definition, err) < 0)
 		return STATUS_FAILED;

@@ -14,6 +14,7 @@
 #include "keeper/launch.h"
 #include "keeper/move.h"
 #include "keeper/run.h"
+#include "move/arrival.h"
 
 #define HISTORY_MAX (256 * 1024)
 #define IDLE_USEC (5 * USEC_PER_SEC)
@@ -252,18 +253,13 @@ static int on_signal(sd_event_source *source, const struct signalfd_siginfo *si,
 
 static int load_definition(Keeper *k, Error **err)
 {
-	const JournalRecord *last = journal_last(k->journal);
 	_cleanup_free_ char *arrived = state_path(k->name, "definition"), *config = config_definition(k->name);
-	_cleanup_free_ char *pin_path = state_path(k->name, "pin"), *fresh = NULL, *text = NULL;
+	_cleanup_free_ char *pin_path = state_path(k->name, "pin"), *text = NULL;
 	_cleanup_(vm_definition_freep)
 	VmDefinition *pinned = NULL;
 	int r;
 
-	if (last->kind == JOURNAL_COMMITTED) {
-		fresh = xasprintf("%s.%s", arrived, last->id);
-		if (access(fresh, F_OK) == 0)
-			(void)rename(fresh, arrived);
-	}
+	arrival_settle(k->name);
 	k->arrived = access(arrived, F_OK) == 0;
 	if (!k->arrived && access(config, F_OK) < 0) {
 		error_set(err, -ENOENT, "no VM named %s is defined here", k->name);

@@ -20,7 +20,7 @@ import time
 from netns import kill
 from testbed import BUILD, LIMIT, Guest, section
 
-DEADLINES = "deadlines { connect = 2 prepare = 5 no-progress = 2 switchover = 2 finish = 1 link = 1 }\n"
+DEADLINES = "deadlines { connect = 5 prepare = 10 no-progress = 3 switchover = 3 finish = 2 link = 2 }\n"
 
 
 class Injector:
