@@ -40,6 +40,8 @@ int output_write(int fd, Format format, const uint8_t *batches, size_t len)
 			r = fd_write_all(fd, buffer, used);
 			used = 0;
 		}
+		if (record.key.expect)
+			continue; /* only the wire format has them */
 		if (format == FORMAT_SAVE)
 			used += ct_save_write(&record, op, (char *)buffer + used);
 		else

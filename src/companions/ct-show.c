@@ -62,6 +62,30 @@ static void add_state(json_object *o, const CtRecord *r)
 		    (uint64_t)r->mark, NULL);
 	if (r->has & CT_HAS_TCP)
 		json_extend(o, "state", "s", ct_tcp_state_name(r->tcp.state), NULL);
+	if (r->has & CT_HAS_SCTP)
+		json_extend(o, "state", "s", ct_sctp_state_name(r->extra->sctp.state), NULL);
+	if (r->has & CT_HAS_DCCP)
+		json_extend(o, "state", "s", ct_dccp_state_name(r->extra->dccp.state), NULL);
+}
+
+static void add_extra(json_object *o, const CtRecord *r)
+{
+	CtKey master;
+
+	if (r->has & CT_HAS_LABELS) {
+		_cleanup_free_ char *labels = text_hex(r->extra->labels, CT_LABELS);
+
+		json_extend(o, "labels", "s", labels, NULL);
+	}
+	if (r->has & CT_HAS_HELPER) {
+		_cleanup_free_ char *helper = text_clean(r->extra->helper, CT_NAME);
+
+		json_extend(o, "helper", "s", helper, NULL);
+	}
+	if (r->has & (CT_HAS_SEQADJ | CT_HAS_SEQADJ_REPLY))
+		json_extend(o, "adjusted", "b", 1, NULL);
+	if (ct_record_master(r, &master))
+		add_tuple(o, "master", &master, &master.orig);
 }
 
 static json_object *record_json(const CtRecord *r, CtWireOp op)
@@ -72,9 +96,13 @@ static json_object *record_json(const CtRecord *r, CtWireOp op)
 	json_object *o = json_build("op", "s", ops[op], "protocol", "s", ct_protocol_name(r->key.protocol) ?: number, NULL);
 
 	add_tuple(o, "original", &r->key, &r->key.orig);
-	if (op != CT_WIRE_DELETE) {
+	if (r->key.expect)
+		json_extend(o, "expected", "b", 1, NULL);
+	else if (op != CT_WIRE_DELETE)
 		add_tuple(o, "reply", &r->key, &r->reply);
+	if (op != CT_WIRE_DELETE) {
 		add_state(o, r);
+		add_extra(o, r);
 	}
 	if (r->key.zone)
 		json_extend(o, "zone", "u", (uint64_t)r->key.zone, "zone_direction", "s", dirs[r->key.zone_dir], NULL);
@@ -106,6 +134,8 @@ static const Column columns[] = {
 	{"STATUS", "status", format_status, false},
 	{"MARK", "mark", NULL, true},
 	{"ZONE", "zone", NULL, true},
+	{"HELPER", "helper", NULL, false},
+	{"LABELS", "labels", NULL, false},
 };
 
 static int show_batch(const Tool *tool, const uint8_t *batch, size_t len, json_object *rows, Error **err)

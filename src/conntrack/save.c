@@ -26,6 +26,8 @@ typedef struct Parse {
 	CtRecord record;
 	bool reply_src, reply_dst, reply_a, reply_b;
 	uint8_t icmp[2];
+	const char *state; /* looked at once the protocol is known */
+	CtExtra *extra;
 } Parse;
 
 typedef bool (*Setter)(Parse *p, const char *value);
@@ -200,14 +202,35 @@ static bool set_icmp_code(Parse *p, const char *v)
 
 static bool set_state(Parse *p, const char *v)
 {
-	if (p->record.key.protocol != IPPROTO_TCP)
-		return true;
-	for (uint8_t i = TCP_CONNTRACK_SYN_SENT; i < TCP_CONNTRACK_MAX; i++)
-		if (streq(ct_tcp_state_name(i), v)) {
-			p->record.tcp.state = i;
-			return true;
-		}
-	return false;
+	p->state = v;
+	return true;
+}
+
+static bool set_vtag(Parse *p, const char *v, int direction)
+{
+	uint32_t tag;
+
+	if (!u32(v, &tag))
+		return false;
+	p->extra->sctp.vtag[direction] = htonl(tag);
+	return true;
+}
+
+static bool set_orig_vtag(Parse *p, const char *v)
+{
+	return set_vtag(p, v, 0);
+}
+
+static bool set_reply_vtag(Parse *p, const char *v)
+{
+	return set_vtag(p, v, 1);
+}
+
+/* conntrack(8) says which role the original direction has. */
+static bool set_role(Parse *p, const char *v)
+{
+	p->extra->dccp.role = streq(v, "server");
+	return streq(v, "client") || streq(v, "server");
 }
 
 /* Of one that we have no use for. */
@@ -250,9 +273,9 @@ static const struct {
 	{"--icmpv6-code", set_icmp_code},
 	{"--icmpv6-id", set_sport},
 	{"--state", set_state},
-	{"--orig-vtag", set_nothing},
-	{"--reply-vtag", set_nothing},
-	{"--role", set_nothing},
+	{"--orig-vtag", set_orig_vtag},
+	{"--reply-vtag", set_reply_vtag},
+	{"--role", set_role},
 	{"--secctx", set_nothing},
 	{"--label", set_nothing},
 	{"-l", set_nothing},
@@ -267,6 +290,39 @@ static const char *set_word(Parse *p, const char *name, const char *value)
 			return words[i].set(p, value) ? NULL : "a value that is not right";
 		}
 	return "an unknown option";
+}
+
+static const struct {
+	uint8_t protocol;
+	unsigned has;
+	const char *(*name)(uint8_t state);
+} states[] = {
+	{IPPROTO_TCP, CT_HAS_TCP, ct_tcp_state_name},
+	{IPPROTO_SCTP, CT_HAS_SCTP, ct_sctp_state_name},
+	{IPPROTO_DCCP, CT_HAS_DCCP, ct_dccp_state_name},
+};
+
+/* Return: what is wrong, or NULL. */
+static const char *complete_state(Parse *p)
+{
+	CtRecord *r = &p->record;
+	size_t n = 0;
+	uint8_t state;
+
+	while (n < ARRAY_SIZE(states) && states[n].protocol != r->key.protocol)
+		n++;
+	if (n == ARRAY_SIZE(states))
+		return NULL;
+	if (!p->state)
+		return r->key.protocol == IPPROTO_TCP ? "a TCP entry without state" : NULL;
+	for (state = 1; states[n].name(state) && !streq(states[n].name(state), p->state);)
+		state++;
+	if (!states[n].name(state))
+		return "a value that is not right";
+	r->has |= (uint16_t)states[n].has;
+	r->tcp.state = r->key.protocol == IPPROTO_TCP ? state : 0;
+	p->extra->sctp.state = p->extra->dccp.state = state;
+	return NULL;
 }
 
 /* What the line left out, and what follows from it. Return: what is missing, or NULL. */
@@ -297,20 +353,20 @@ static const char *complete(Parse *p)
 		r->status |= IPS_SRC_NAT | IPS_SRC_NAT_DONE;
 	r->status |= IPS_CONFIRMED;
 	r->has |= CT_HAS_REPLY | CT_HAS_STATUS | CT_HAS_TIMEOUT;
-	if (r->key.protocol != IPPROTO_TCP)
-		return NULL;
-	if (!r->tcp.state)
-		return "a TCP entry without state";
-	r->has |= CT_HAS_TCP;
-	r->tcp.flags[0] = r->tcp.flags[1] = IP_CT_TCP_FLAG_BE_LIBERAL;
-	return NULL;
+	if (r->key.protocol == IPPROTO_TCP)
+		r->tcp.flags[0] = r->tcp.flags[1] = IP_CT_TCP_FLAG_BE_LIBERAL;
+	return complete_state(p);
 }
 
 int ct_save_read(char *line, CtRecord *ret, CtWireOp *ret_op, const char **ret_why)
 {
+	static _Thread_local CtExtra extra;
 	char *rest = NULL, *word = strtok_r(line, " \t\r", &rest);
 	const char *why;
-	Parse p = {};
+	Parse p = {.extra = &extra};
+
+	extra = (CtExtra){};
+	p.record.extra = &extra;
 
 	if (!word || *word == '#' || streq(word, "[0]"))
 		return 0;
@@ -395,6 +451,20 @@ static void add_protocol(Line *line, const CtRecord *r)
 		    ntohs(r->key.orig.a), ntohs(r->key.orig.b), ntohs(r->reply.a), ntohs(r->reply.b));
 }
 
+static void add_state(Line *line, const CtRecord *r)
+{
+	const CtExtra *x = r->extra;
+
+	if (r->has & CT_HAS_TCP)
+		add(line, " --state %s", ct_tcp_state_name(r->tcp.state) ?: "NONE");
+	if (r->has & CT_HAS_SCTP)
+		add(line, " --state %s --orig-vtag %u --reply-vtag %u", ct_sctp_state_name(x->sctp.state) ?: "NONE",
+		    ntohl(x->sctp.vtag[0]), ntohl(x->sctp.vtag[1]));
+	if (r->has & CT_HAS_DCCP)
+		add(line, " --state %s --role %s", ct_dccp_state_name(x->dccp.state) ?: "NONE",
+		    x->dccp.role ? "server" : "client");
+}
+
 size_t ct_save_write(const CtRecord *r, CtWireOp op, char to[CT_SAVE_LINE_MAX])
 {
 	static const char *const zones[] = {
@@ -415,8 +485,8 @@ size_t ct_save_write(const CtRecord *r, CtWireOp op, char to[CT_SAVE_LINE_MAX])
 	add_address(&line, memcmp(r->reply.src, inverse.src, 16) == 0 ? "-r" : "-g", r->key.family, r->reply.src);
 	add_address(&line, memcmp(r->reply.dst, inverse.dst, 16) == 0 ? "-q" : "-n", r->key.family, r->reply.dst);
 	add_protocol(&line, r);
-	if (op != CT_WIRE_DELETE && (r->has & CT_HAS_TCP))
-		add(&line, " --state %s", ct_tcp_state_name(r->tcp.state) ?: "NONE");
+	if (op != CT_WIRE_DELETE)
+		add_state(&line, r);
 	if (r->mark)
 		add(&line, " --mark %u", r->mark);
 	add(&line, "\n");
