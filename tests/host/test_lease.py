@@ -245,6 +245,19 @@ def test_qemu_killed_frees_it(leased):
     assert leased.holder() == ("b", 2, True)
 
 
+def test_goes_with_an_upgrade(leased):
+    """The new QEMU holds the same description: it stays held, and outlives the keeper as before."""
+    a, b = leased.here, leased.there
+    leased.start()
+    a.vmferry("upgrade", "web1")
+    assert leased.lease(a)["held"] and leased.holder() == ("a", 1, True)
+    kill_keeper(a)
+    assert leased.lease(a)["held"]
+    assert "is held by host a" in leased.start(b, check=False).stderr
+    a.vmferry("pause", "web1")
+    assert leased.holder() == ("a", 1, False)
+
+
 # ---- lost ----
 
 
