@@ -40,6 +40,7 @@ static int on_other_exit(sd_event_source *source, int fd, uint32_t revents, void
 		error_hint(&err, "it is %s; see vmferry upgrade --check", up->to_binary);
 	}
 	reap(up);
+	upgrade_keep_vnc_port(m);
 	move_fact(m, MOVE_FACT_OTHER, false);
 	if (err)
 		move_error(m, err);

@@ -47,6 +47,9 @@ void upgrade_options_clear(UpgradeOptions *options);
 /** upgrade_end() - do_end() of an upgrade: what is left is taken away, the result is told */
 int upgrade_end(Move *m);
 
+/** upgrade_keep_vnc_port() - the old one, which had the port, is gone: the new one listens there */
+void upgrade_keep_vnc_port(Move *m);
+
 /** upgrade_qemu_event() - move_qemu_event() during an upgrade; the QEMU that has the guest speaks */
 void upgrade_qemu_event(Move *m, const char *name, json_object *data, uint64_t at);
 
