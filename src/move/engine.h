@@ -10,7 +10,7 @@
  *   The source offers, the target decides. Until COMMIT is durable on the source only the source may run the guest; from
  *   then on only the target's durable record decides: COMMITTED (taken) or NEVER.
  *
- * docs/states.md is printed from the same table.
+ * docs/states.md is printed from the same table, and the model that SPIN walks through is generated from it (docs/model.md).
  */
 
 /* X(identifier, name, deadline, what it means and what may happen in it) */
