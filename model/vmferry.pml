@@ -945,12 +945,14 @@ end:
 	(up[host] && !active(host) && !note[host] && !waits[host] && !dead[host] && (runs(host) || qemu[host] == Q_NONE))
 
 /*
- * A host is gone for good. The other one runs the guest; or the guest was the lost host's; or the lost one has taken the
- * lease, which only a person may break. Without a lease it takes the operator's word to get out of doubt, given above.
+ * A host is gone for good. The other one runs the guest; or the guest was the lost host's; or only a person can go on: the
+ * lost one has taken the lease; or it was the source, and here ABORTED cannot be written over COMMITTED, which only its
+ * Outcome would try again. Without a lease it takes the operator's word to get out of doubt, given above.
  */
+#define needs_a_person(host) (lease_is_lost(host) || state[host] == T_ABORT && standing(host) == R_COMMITTED)
 #define survives(host)                                                                                                 \
-	must(lease_is_lost(host) || clean(host), "at the end: something is left over\n");                              \
-	must(lease_is_lost(host) || OFFLINE || runs(host) == owner(host), "at the end: none runs\n")
+	must(needs_a_person(host) || clean(host), "at the end: something is left over\n");                             \
+	must(needs_a_person(host) || OFFLINE || runs(host) == owner(host), "at the end: none runs\n")
 
 active proctype clock()
 {
