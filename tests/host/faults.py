@@ -183,7 +183,7 @@ class Pair:
         for host in bed.hosts:
             host.write_conf(text, **conf)
         self.disk = bed.dir / "disk.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self.disk, "8M"], check=True)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", self.disk, "8M"], check=True)
         self.disk.chmod(0o666)
         self.guest = Bare()
         self.define(bed.a)
@@ -312,7 +312,7 @@ class Pair:
             assert left == [], f"left on {host.name}: {left}"
         self.check_disk()
         tried = {host: host.vmferry("start", "web1", check=False) for host in (self.here, self.there)}
-        may = [host for host, done in tried.items() if done.returncode == 0]
+        may = [host for host, done in tried.items() if done.returncode == 0 and "in-doubt" not in done.stdout]
         assert len(may) == 1, {host.name: done.stdout + done.stderr for host, done in tried.items()}
         self.moved_to(may[0])
         self.note()

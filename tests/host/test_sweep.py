@@ -154,17 +154,17 @@ def act(pair, point):
     return (host, action, when), lambda: VICTIMS[victim].strike(pair)
 
 
-def undo(pair):
-    """What a fault took away for a while comes back: power, network, stopped processes."""
+def undo(pair, *vms):
+    """What a fault took away for a while comes back: power, network, stopped processes. @vms: what a boot starts."""
     for host in pair.bed.hosts:
         if is_down(host):
             pair.rebooted.add(host)
-            come_up(host, "web1")
+            come_up(host, *vms)
         host.heal()
     pair.go_on()
 
 
-def strike(pair, points, options=(), off=(), anew=(), end=Pair.assert_one):
+def strike(pair, points, options=(), off=(), anew=(), end=Pair.assert_one, boots=("web1",)):
     """A migration with these points on its way; @off, @anew: stages of the last one where that may be the end."""
     side, action, when, victim = points[-1].split(":")
     then = stage(side, action, when) if action in (SOURCE if side == "source" else TARGET) else "elsewhere"
@@ -175,7 +175,7 @@ def strike(pair, points, options=(), off=(), anew=(), end=Pair.assert_one):
         injector.wait(lambda: len(injector.struck) == len(points), 20)  # the client may end before the other host has
         injector.wait(lambda: pair.ended() or pair.in_doubt())
         injector.wait(lambda: not injector.busy)
-        undo(pair)
+        undo(pair, *boots)
         pair.wait_client()
         assert len(injector.struck) == len(points), "the point was never reached"
         end(pair, lost_allowed=then in off, boot_allowed=then in anew)
@@ -184,7 +184,7 @@ def strike(pair, points, options=(), off=(), anew=(), end=Pair.assert_one):
     except AssertionError as e:
         raise AssertionError(f"{e}\n{pair.output}\n" + " ".join(f"{h.name}:{a}:{w}" for h, a, w in injector.seen)) from e
     finally:
-        undo(pair)
+        undo(pair, *boots)
         injector.begin({})
 
 
@@ -222,7 +222,7 @@ def off_here_or_there(pair, **_):
 def test_offline(pairs, point):
     pair = pairs.get("tcp")
     pair.here.vmferry("kill", "web1")
-    strike(pair, [point], end=off_here_or_there)
+    strike(pair, [point], end=off_here_or_there, boots=())
 
 
 def test_count():
