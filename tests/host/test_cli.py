@@ -17,7 +17,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = str(Path(os.environ.get("VMFERRY_BUILD", HERE.parent.parent / "build")).resolve() / "src/cli/vmferry")
-VERBS = ("start stop kill pause resume list status show log console check migrate watch set cancel recover control door "
+VERBS = ("start stop kill pause resume list status show log console check migrate watch set cancel recover upgrade restart-keeper control door "
          "run receive").split()
 ID = "0123456789abcdef0123456789abcdef"
 RESULT = {
