@@ -15,7 +15,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "long: takes minutes; only with VMFERRY_TEST_LONG=1 (make check-long)")
     config.addinivalue_line("markers", "gap(ms): what test_hostile.py's guest may lose in this test")
     config.addinivalue_line("markers", "new_keeper: the keeper of test_hostile.py's guest dies in this test")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what tests made is taken down
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))  # so that what tests made is taken down
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may ignore it; what tests start must not
 
 
 def pytest_collection_modifyitems(items):
