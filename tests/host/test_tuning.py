@@ -114,6 +114,7 @@ def test_paused_and_cancelled(home):
     here.vmferry("resume", NAME)
 
 
+@pytest.mark.long
 def test_throttle(bed, home):
     """A guest that writes too fast: a longer pause up to the limit, then less and less time for it, as far as is allowed."""
     here, _ = home

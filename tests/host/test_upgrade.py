@@ -374,7 +374,7 @@ def back_points():
 
 
 ALL = [*points(), *back_points()]
-SAMPLE = [p for p in ALL if p.endswith((":after:self", "START_UPGRADE:after:new", "CONT_NEW:before:new", "CONT_BACK:before:self"))]
+SAMPLE = [p for p in ALL if p.endswith((":after:self", "START_UPGRADE:after:new", "CONT_BACK:before:self"))]
 SAMPLE = [p for p in SAMPLE if "\n" not in p or "CLEAR_NEW" in p or "CONT_BACK:before" in p]
 
 
@@ -420,7 +420,8 @@ def test_fault(home, point):
 
 
 @pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
-@pytest.mark.parametrize("point", ["START_UPGRADE:after", "COMMIT_NEW:after", pytest.param("KILL_OLD:after", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("point", ["START_UPGRADE:after", "COMMIT_NEW:after", "KILL_OLD:after"])
 def test_reboot(bed, home, point):
     """The power fails when both QEMUs are there: nothing of it is left, the VM starts as ever, its images are sound."""
     (bed.a.runtime / "fault").write_text(point + ":reboot\n")
