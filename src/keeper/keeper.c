@@ -231,9 +231,9 @@ static int on_idle(sd_event_source *source, uint64_t usec, void *userdata)
 
 void keeper_check_idle(Keeper *k)
 {
-	if (!k->incoming || k->qemu || k->peers || move_active(k->move) || k->leaving)
+	if (!k->incoming || k->qemu || k->peers || k->leaving)
 		return;
-	/* From the loop, so that nothing is freed below its own caller. */
+	/* From the loop: nothing is freed below its own caller, and a migration that ends just now has ended by then. */
 	k->idle_timer = sd_event_source_disable_unref(k->idle_timer);
 	(void)sd_event_add_time_relative(k->event, &k->idle_timer, CLOCK_MONOTONIC, 0, 1, on_idle, k);
 }

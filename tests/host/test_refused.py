@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def bed():
-    with Testbed() as bed:
+    with Testbed(ct_events=1) as bed:
         bed.a.write_conf(section("deadlines", connect=5))
         yield bed
 
