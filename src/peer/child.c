@@ -110,7 +110,7 @@ int child_start(sd_event *event, char *const *argv, const char *ssh_auth_sock, i
 				      .fds = fds,
 				      .n_fds = n,
 				      .setsid = true,
-				      .prepare = end_with_parent,
+				      .prepare = in < 0 ? end_with_parent : NULL,
 				      .userdata = &parent },
 			    NULL, err);
 	if (pid < 0)

@@ -12,7 +12,8 @@ typedef struct Child Child;
  * child_start() - start a command
  * @argv:          its words
  * @ssh_auth_sock: SSH_AUTH_SOCK for it, NULL: as it is
- * @in, @out:      its stdin and stdout, stay the caller's; -1: /dev/null
+ * @in, @out:      its stdin and stdout, stay the caller's; -1: /dev/null. Without @in it ends with us, as nothing else would
+ *                 tell it; with it, it goes on as long as its stream does
  * @exited:        called once when it has ended by itself; it is reaped then
  *
  * Return: 0 or negative errno with @err set.
