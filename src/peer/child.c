@@ -138,18 +138,27 @@ typedef struct Orphan {
 	sd_event_source *exit_source, *timer;
 } Orphan;
 
-static void orphan_free(Orphan *orphan)
+/* The loop owns a source from here on, and frees it with itself at the latest. */
+static void source_hand_over(sd_event_source *source)
 {
-	sd_event_source_disable_unref(orphan->exit_source);
-	sd_event_source_disable_unref(orphan->timer);
-	free(orphan);
+	(void)sd_event_source_set_floating(source, true);
+	sd_event_source_unref(source);
+}
+
+static void source_drop(sd_event_source *source)
+{
+	sd_event_source_ref(source);
+	(void)sd_event_source_set_floating(source, false);
+	sd_event_source_disable_unref(source);
 }
 
 static int on_orphan_exit(sd_event_source *source, const siginfo_t *si, void *userdata)
 {
-	(void)source;
+	Orphan *orphan = userdata;
+
 	(void)si;
-	orphan_free(userdata);
+	source_drop(orphan->timer);
+	source_drop(source);
 	return 0;
 }
 
@@ -172,9 +181,15 @@ static void leave_alone(sd_event_source *running, bool graceful)
 	if (!graceful)
 		(void)sd_event_source_send_child_signal(running, SIGTERM, NULL, 0);
 	sd_event_source_disable_unref(running);
-	if (sd_event_add_child(event, &orphan->exit_source, pid, WEXITED, on_orphan_exit, orphan) < 0 ||
-	    sd_event_add_time_relative(event, &orphan->timer, CLOCK_MONOTONIC, GRACE_USEC, 0, on_orphan_late, orphan) < 0)
-		orphan_free(orphan);
+	if (sd_event_add_time_relative(event, &orphan->timer, CLOCK_MONOTONIC, GRACE_USEC, 0, on_orphan_late, orphan) < 0 ||
+	    sd_event_add_child(event, &orphan->exit_source, pid, WEXITED, on_orphan_exit, orphan) < 0) {
+		sd_event_source_disable_unref(orphan->timer);
+		free(orphan);
+		return;
+	}
+	(void)sd_event_source_set_destroy_callback(orphan->exit_source, free);
+	source_hand_over(orphan->timer);
+	source_hand_over(orphan->exit_source);
 }
 
 static void forget(Child *child)
