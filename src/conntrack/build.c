@@ -140,6 +140,9 @@ static void put_flags(struct nlmsghdr *nlh, const uint8_t flags[2], uint8_t mask
 /*
  * A dump's flags carry mask 0; played back as they are, none would be kept. The scales are taken only when both sides have their
  * flag (nlattr_to_tcp() in the kernel), so also where just the SYN has been seen: the answer sets its own side's flag anew.
+ *
+ * The highest acknowledgement seen is not told, so the flag that it is known must not be taken along: it would count as 0 there,
+ * and a reset with a sequence number in the upper half as one from before it, which is invalid.
  */
 static void put_tcp(struct nlmsghdr *nlh, const CtTcp *tcp, bool liberal)
 {
@@ -147,7 +150,8 @@ static void put_tcp(struct nlmsghdr *nlh, const CtTcp *tcp, bool liberal)
 		      *nest = mnl_attr_nest_start(nlh, CTA_PROTOINFO_TCP);
 	uint8_t more = (liberal ? IP_CT_TCP_FLAG_BE_LIBERAL : 0) |
 		       (tcp->wscale[0] | tcp->wscale[1] ? IP_CT_TCP_FLAG_WINDOW_SCALE : 0);
-	uint8_t flags[2] = {tcp->flags[0] | more, tcp->flags[1] | more};
+	uint8_t less = liberal ? IP_CT_TCP_FLAG_MAXACK_SET : 0;
+	uint8_t flags[2] = {(tcp->flags[0] & ~less) | more, (tcp->flags[1] & ~less) | more};
 
 	mnl_attr_put_u8(nlh, CTA_PROTOINFO_TCP_STATE, tcp->state);
 	mnl_attr_put_u8(nlh, CTA_PROTOINFO_TCP_WSCALE_ORIGINAL, tcp->wscale[0]);

@@ -434,13 +434,14 @@ static bool opening(const CtTcp *t)
 	return t->state == TCP_CONNTRACK_SYN_SENT || t->state == TCP_CONNTRACK_SYN_SENT2;
 }
 
-/* Without what docs say cannot be kept: liberal while it is opened, the silent side's scaling, GRE's timeout. */
+/* Without what docs say cannot be kept: the highest acknowledgement, liberal while it is opened, the silent side's scaling, GRE's timeout. */
 static bool same_tcp(const CtTcp *a, const CtTcp *b)
 {
-	uint8_t mask[2] = {0xff, 0xff};
+	const uint8_t all = (uint8_t)~IP_CT_TCP_FLAG_MAXACK_SET;
+	uint8_t mask[2] = {all, all};
 
 	if (opening(a))
-		mask[0] = mask[1] = (uint8_t)~IP_CT_TCP_FLAG_BE_LIBERAL;
+		mask[0] = mask[1] = all & (uint8_t)~IP_CT_TCP_FLAG_BE_LIBERAL;
 	if (a->state == TCP_CONNTRACK_SYN_SENT)
 		mask[1] &= (uint8_t)~IP_CT_TCP_FLAG_WINDOW_SCALE;
 	return a->state == b->state && memcmp(a->wscale, b->wscale, 2) == 0 && !((a->flags[0] ^ b->flags[0]) & mask[0]) &&

@@ -522,7 +522,8 @@ def read_deltas(stream, known):
 
 def records(stream):
     """Wire batches as {what names it: the rest of it}; docs/wire.md. Left out: timeouts, and GRE's being fixed; that NAT has had its
-    turn, which a kernel cannot be told; of TCP that data are not acknowledged yet, which no event tells, and while it is opened
+    turn, which a kernel cannot be told; of TCP that data are not acknowledged yet, which no event tells, that the highest
+    acknowledgement is known, which is not carried, and while it is opened
     liberal and whether the silent side scales its window."""
     found, at = {}, 0
     while at < len(stream):
@@ -545,7 +546,7 @@ def read_record(stream, at, found):
         said["status"], at = struct.unpack_from("!H", stream, at)[0] & ~(0x180 | 0x400 * (protocol == 47)), at + 6
         if protocol == 6 and not kind & 0x20:
             tcp, at = bytearray(stream[at:at + 4]), at + 4
-            tcp[2], tcp[3] = tcp[2] & ~0x10, tcp[3] & ~0x10
+            tcp[2], tcp[3] = tcp[2] & ~0x30, tcp[3] & ~0x30
             if tcp[0] in (1, 9):  # SYN_SENT, SYN_SENT2
                 tcp[2], tcp[3] = tcp[2] & ~8, tcp[3] & ~9
             said["tcp"] = tcp.hex(" ")
