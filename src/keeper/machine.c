@@ -388,6 +388,7 @@ static const QmpHandlers handlers = {.ready = on_ready, .event = on_event, .clos
 QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp)
 {
 	QemuProcess *old = k->qemu;
+	sd_event_source *words = TAKE_PTR(k->qemu_words);
 
 	k->qemu_exit = sd_event_source_disable_unref(k->qemu_exit);
 	if (k->qmp)
@@ -398,8 +399,9 @@ QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp)
 		qmp_set_handlers(qmp, &handlers, k);
 	if (sd_event_add_io(k->event, &k->qemu_exit, qemu->pidfd, EPOLLIN, on_qemu_exit, k) < 0)
 		log_error("QEMU's end will not be seen");
-	k->qemu_words = sd_event_source_disable_unref(k->qemu_words);
+	/* In this order sd-event keeps its inotify fd: closing that waits for a grace period of the kernel, 10-25 ms. */
 	(void)watch_words(k);
+	sd_event_source_disable_unref(words);
 	return old;
 }
 
