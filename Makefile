@@ -25,6 +25,7 @@ model: all
 
 bench: all
 	@bench/conntrack
+	@bench/upgrade
 	@bench/run
 
 install: deps

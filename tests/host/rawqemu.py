@@ -37,9 +37,13 @@ class Qmp:
                 raise EOFError("QMP: QEMU is gone")
             self.buffer += data
 
-    def __call__(self, command, **arguments):
+    def __call__(self, command, send_fd=None, **arguments):
         arguments = {k.replace("_", "-"): v for k, v in arguments.items()}
-        self.sock.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        text = json.dumps({"execute": command, "arguments": arguments}).encode()
+        if send_fd is None:
+            self.sock.sendall(text)
+        else:
+            socket.send_fds(self.sock, [text], [send_fd])
         answer = self.read(lambda m: "return" in m or "error" in m)
         if "error" in answer:
             raise RuntimeError(f"QMP: {command}: {answer['error']['desc']}")
@@ -105,8 +109,9 @@ class RawQemu:
         self.host.netns.ip(f"link del dev {self.tap}")
 
 
-def migrate(source, host, channels=1, before_cont=None, target=None):
-    """A live migration over plain TCP, by events: start the target unless it is given, copy, cont there, end the source.
+def migrate(source, host, channels=1, before_cont=None, target=None, path=None, limit=LIMIT):
+    """A live migration over plain TCP, or a UNIX socket's path, by events: start the target unless it is given, copy, cont
+    there, end the source.
 
     Return: the target, and {"wall_ms", "pause_ms" (STOP to RESUME), "transferred"}.
     """
@@ -117,10 +122,10 @@ def migrate(source, host, channels=1, before_cont=None, target=None):
         side.qmp("migrate-set-capabilities", capabilities=[{"capability": k, "state": v} for k, v in wanted.items()])
         side.qmp("migrate-set-parameters", multifd_channels=channels)
     source.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
-    target.qmp("migrate-incoming", uri=f"tcp:{host.address}:49152,to=49215")
-    port = target.qmp("query-migrate")["socket-address"][0]["port"]
-    source.qmp("migrate", uri=f"tcp:{host.address}:{port}")
-    target.qmp.wait("MIGRATION", status="completed")
+    target.qmp("migrate-incoming", uri=f"unix:{path}" if path else f"tcp:{host.address}:49152,to=49215")
+    port = None if path else target.qmp("query-migrate")["socket-address"][0]["port"]
+    source.qmp("migrate", uri=f"unix:{path}" if path else f"tcp:{host.address}:{port}")
+    target.qmp.wait("MIGRATION", limit, status="completed")
     if before_cont:
         before_cont()
     target.qmp("cont")

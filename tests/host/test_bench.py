@@ -51,3 +51,15 @@ def test_real_moves_are_measured():
 def test_a_table_is_printed():
     text = bench("--section=apply")
     assert "made a second" in text and "400000" in text
+
+
+def test_upgrades_are_measured_beside_their_peers():
+    words = ["--json", "--scale=32", "--rounds=1", "--repeat=1", "--case=512M, writing"]
+    done = subprocess.run([TREE / "bench/upgrade", *words], stdout=subprocess.PIPE, text=True, timeout=600,
+                          env=os.environ | {"VMFERRY_BUILD": str(BUILD)})  # fmt: skip
+    result = json.loads(done.stdout)
+    assert done.returncode == 0 and result["failures"] == []
+    rows = result["rows"]
+    assert [r["way"] for r in rows] == 4 * ["vmferry upgrade"] + ["live over a UNIX socket"] + 2 * ["save, stop, start"]
+    assert all(0 < r["pause_ms"] < r["wall_ms"] and r["gap_ms"] > 0 and r["written_mb_s"] > 0 for r in rows)
+    assert len(result["goals"]) == 5
