@@ -12,6 +12,7 @@
 #define CLIENTS_MAX 64
 #define THROTTLE_AUTO 80
 #define THROTTLE_MAX 99
+#define MULTIFD_CHANNELS_MAX 16
 #define DEADLINE_MAX_MS (24 * 3600 * 1000UL)
 
 /* ---- errors ---- */
@@ -205,6 +206,7 @@ static int on_resume(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	X(downtime, u64)                                                                                               \
 	X(timeout, u64)                                                                                                \
 	X(throttle, u64)                                                                                               \
+	X(channels, u64)                                                                                               \
 	X(conntrack, bool)                                                                                             \
 	X(live, bool)
 
@@ -237,6 +239,8 @@ static int read_options(sd_bus_message *m, MoveOptions *options, sd_bus_error *e
 #undef X
 	if (options->throttle > THROTTLE_MAX)
 		return refuse(error, "InvalidArgument", "throttle is a percentage, 0 to 99");
+	if (options->channels > MULTIFD_CHANNELS_MAX)
+		return refuse(error, "InvalidArgument", "channels is a number, 1 to 16");
 	for (size_t i = 0; i < N_HOST_DEADLINES; i++) {
 		_cleanup_free_ char *path = xasprintf("deadlines.%s", host_deadline_names[i]);
 		uint64_t ms;

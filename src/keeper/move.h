@@ -15,6 +15,7 @@ typedef struct MoveOptions {
 	uint64_t downtime;  /* ms */
 	uint64_t timeout;   /* s, 0: none */
 	uint64_t throttle;  /* %, how much of its time a guest that writes too fast may lose; 0: nothing */
+	uint64_t channels;  /* of QEMU's, for memory over tls and tcp; 0: as its size suggests */
 	HostDeadlines deadlines; /* 0: host.conf's */
 	bool conntrack, live;
 	bool check_only; /* vmferry check */
@@ -94,6 +95,7 @@ struct Move {
 	uint64_t throttle_now; /* %, what QEMU may take now, and what it takes */
 	uint64_t throttled, throttle_syncs;
 	bool can_throttle;
+	uint64_t channels; /* multifd's; 0: memory goes through the one that there always is */
 
 	/* connections */
 	CtSelect *select;
@@ -202,6 +204,8 @@ void perform_hold(Move *m);
 /** perform_followed() - the target has the connection table, or will not get it: memory need not wait for it */
 void perform_followed(Move *m);
 void perform_stop(Move *m);
+/** perform_hint_hung() - say what to do if QEMU's @error to "migrate" means that an earlier migration hangs in it */
+void perform_hint_hung(const char *error, Error **err);
 /** perform_silent() - set the error for a data channel whose far end takes nothing in */
 void perform_silent(const Move *m, Error **err);
 /** perform_set() - change limits while it runs; NULL: as it is. Return: 0, or negative errno with @err set */

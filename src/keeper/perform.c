@@ -137,8 +137,8 @@ static json_object *parameters(const Move *m, const char *tls)
 				    "downtime-limit", "u", m->downtime_now, "tls-creds", "s", tls, "tls-hostname", "s",
 				    "", NULL);
 
-	if (streq(m->transport, "tls") || streq(m->transport, "tcp"))
-		json_extend(o, "multifd-channels", "u", (uint64_t)2, NULL);
+	if (m->channels)
+		json_extend(o, "multifd-channels", "u", m->channels, NULL);
 	if (m->opt.throttle)
 		add_throttle(o, THROTTLE_NONE);
 	return o;
@@ -199,7 +199,7 @@ int do_open_data(Move *m)
 		}
 	}
 	if (r >= 0) {
-		setup_command(m, "migrate-set-capabilities", migration_capabilities(direct, m->opt.throttle > 0));
+		setup_command(m, "migrate-set-capabilities", migration_capabilities(m->channels > 0, m->opt.throttle > 0));
 		setup_command(m, "migrate-set-parameters", parameters(m, tls ? tls : ""));
 	}
 	free(TAKE_PTR(m->uri));
@@ -417,6 +417,13 @@ static int on_progress(sd_event_source *source, uint64_t usec, void *userdata)
 
 /* ---- start ---- */
 
+void perform_hint_hung(const char *error, Error **err)
+{
+	if (strstr(error, "duplicate yank instance"))
+		error_hint(err, "an earlier migration has failed and hangs in QEMU, a fault of QEMU's: the guest runs on, but it can move again "
+				"only when it has been stopped and started");
+}
+
 static void on_migrate_reply(json_object *ret, const char *error, void *userdata)
 {
 	Move *m = userdata;
@@ -426,6 +433,7 @@ static void on_migrate_reply(json_object *ret, const char *error, void *userdata
 	if (!error || m->state != MOVE_S_PERFORM)
 		return;
 	error_set(&err, -EIO, "QEMU will not migrate: %s", error);
+	perform_hint_hung(error, &err);
 	move_fail(m, err);
 }
 

@@ -13,6 +13,7 @@
 
 #define PROVE_USEC (1 * USEC_PER_SEC)
 #define MULTIFD_CHANNELS 2
+#define MULTIFD_MEMORY ((uint64_t)1 << 30)
 #define PROBES_MAX 65536 /* bytes of paths */
 
 void move_options_clear(MoveOptions *o)
@@ -620,6 +621,21 @@ static void make_psk(Move *m)
 	explicit_bzero(key, sizeof(key));
 }
 
+/*
+ * A small guest is through with one connection as soon as with several. And each is one more that may fail while they are made, on
+ * which QEMU (10.0 at least) may hang in its migration: the guest runs on, but cannot move any more.
+ */
+static uint64_t choose_channels(const Move *m)
+{
+	uint64_t n = m->opt.channels;
+
+	if (!streq(m->transport, "tls") && !streq(m->transport, "tcp"))
+		return 0;
+	if (n == 0 && m->k->def->memory >= MULTIFD_MEMORY)
+		n = MULTIFD_CHANNELS;
+	return n > 1 ? n : 0;
+}
+
 static const char *run_state(const Move *m)
 {
 	if (m->facts & MOVE_FACT_OFFLINE)
@@ -639,6 +655,7 @@ int do_send_prepare(Move *m)
 	int r;
 
 	m->token = text_random_id();
+	m->channels = choose_channels(m);
 	if (streq(m->transport, "tls"))
 		make_psk(m);
 	if (k->def->n_disks > 0)
@@ -653,7 +670,7 @@ int do_send_prepare(Move *m)
 		.address = direct ? m->hello.address : NULL,
 		.psk = m->psk,
 		.token = m->token,
-		.channels = direct ? MULTIFD_CHANNELS : 0,
+		.channels = m->channels,
 		.conntrack = m->follow_wanted,
 		.autostart = k->def->autostart,
 		.disk_proofs = proofs,

@@ -5,6 +5,16 @@
 #include <pwd.h>
 #include <unistd.h>
 
+/* RFC 7919, ffdhe2048. A server's QEMU without this file makes a prime of its own, which takes it up to seconds. */
+static const char dh_params[] = "-----BEGIN DH PARAMETERS-----\n"
+				"MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz\n"
+				"+8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a\n"
+				"87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7\n"
+				"YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi\n"
+				"7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD\n"
+				"ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==\n"
+				"-----END DH PARAMETERS-----\n";
+
 char *tls_object_id(const char *id)
 {
 	return xasprintf("tls-%.16s", id);
@@ -15,9 +25,17 @@ static char *key_dir(Keeper *k, const char *id)
 	return xasprintf("%s/tls-%.16s", k->qemu->dir, id);
 }
 
+static int write_for(const struct passwd *user, const char *dir, const char *name, const char *text)
+{
+	_cleanup_free_ char *path = xasprintf("%s/%s", dir, name);
+	int r = file_write(path, text, strlen(text), 0400, false);
+
+	return r == 0 && chown(path, user->pw_uid, user->pw_gid) < 0 ? -errno : r;
+}
+
 int tls_object(Keeper *k, const char *id, const char *psk, const char *endpoint, json_object **ret, Error **err)
 {
-	_cleanup_free_ char *dir = key_dir(k, id), *file = xasprintf("%s/keys.psk", dir), *object = tls_object_id(id);
+	_cleanup_free_ char *dir = key_dir(k, id), *object = tls_object_id(id);
 	_cleanup_free_ char *text = xasprintf("qemu:%s\n", psk);
 	const struct passwd *user = getpwnam(k->conf->qemu_user);
 	int r;
@@ -26,12 +44,14 @@ int tls_object(Keeper *k, const char *id, const char *psk, const char *endpoint,
 		return error_set(err, -ENOENT, "user %s does not exist", k->conf->qemu_user);
 	r = dir_make(dir, 0700);
 	if (r == 0)
-		r = file_write(file, text, strlen(text), 0400, false);
-	if (r == 0 && (chown(file, user->pw_uid, user->pw_gid) < 0 || chown(dir, user->pw_uid, user->pw_gid) < 0))
+		r = write_for(user, dir, "keys.psk", text);
+	if (r == 0 && streq(endpoint, "server"))
+		r = write_for(user, dir, "dh-params.pem", dh_params);
+	if (r == 0 && chown(dir, user->pw_uid, user->pw_gid) < 0)
 		r = -errno;
 	explicit_bzero(text, strlen(text));
 	if (r < 0)
-		return error_set(err, r, "cannot write the migration's key to %s: %s", file, strerror(-r));
+		return error_set(err, r, "cannot write the migration's key to %s: %s", dir, strerror(-r));
 	*ret = json_build("qom-type", "s", "tls-creds-psk", "id", "s", object, "dir", "s", dir, "endpoint", "s",
 			  endpoint, "username", "s", streq(endpoint, "client") ? "qemu" : NULL, NULL);
 	return 0;

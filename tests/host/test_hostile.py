@@ -666,7 +666,6 @@ def test_target_that_does_not_receive(bed, tmp_path):
     not_taken(bed, fake(bed, tmp_path, **TAKES | {"receiving": False}), "the target's QEMU does not receive", "--transport=tls")
 
 
-@pytest.mark.gap(4000)
 @pytest.mark.parametrize("script, said", [
     ({}, "the target did not take the guest: a fake"),
     ({"finish": {"reason": "x\x1b[2J\nevil", "hint": "\x07y", "ct_first_refused": "\x1b"}}, "did not take the guest: x?[2J?evil"),

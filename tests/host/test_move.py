@@ -63,7 +63,8 @@ def test_transports_over_ssh(bed, vm, transport):
     with bed.probe(*STREAMS) as probe:
         for here, there in ((bed.a, bed.b), (bed.b, bed.a)):
             probe.mark()
-            result = move(bed, vm, here, there, f"--transport={transport}", destination=there.ssh)
+            channels = ["--channels=2"] if there is bed.b else []
+            result = move(bed, vm, here, there, f"--transport={transport}", *channels, destination=there.ssh)
             assert result["transport"] == transport
             probe.assert_alive(gap_ms=longest_gap(result))
 
