@@ -49,6 +49,12 @@ int client_connect_once(const char *name, sd_bus **ret)
 	return 0;
 }
 
+/* One that ends may take a connection and then close it unread: nothing was asked yet, so it is as if nobody listened. */
+static bool nobody_listens(int r)
+{
+	return r == -ECONNREFUSED || r == -ECONNRESET || r == -EPIPE;
+}
+
 static int explain(int r, const char *name, Error **err)
 {
 	_cleanup_free_ char *definition = local_definition_path(name);
@@ -57,7 +63,7 @@ static int explain(int r, const char *name, Error **err)
 	if (r == -EACCES || r == -EPERM) {
 		error_set(err, r, "cannot reach its keeper: %s", strerror(-r));
 		error_hint(err, "the control socket is root's: try sudo");
-	} else if (r == -ECONNREFUSED || r == -ECONNRESET) {
+	} else if (nobody_listens(r)) {
 		error_set(err, -ECONNREFUSED, "its keeper is gone and did not come back");
 		error_hint(err, "the guest may still run; vmferry start %s brings the keeper back", name);
 		r = -ECONNREFUSED;
@@ -81,7 +87,7 @@ int client_connect(const char *name, sd_bus **ret, Error **err)
 	uint64_t end = now_usec() + KEEPER_BACK_USEC;
 	int r;
 
-	while ((r = client_connect_once(name, ret)) == -ECONNREFUSED && now_usec() < end)
+	while (nobody_listens(r = client_connect_once(name, ret)) && now_usec() < end)
 		poll(NULL, 0, RETRY_MSEC);
 	return r < 0 ? explain(r, name, err) : 0;
 }
