@@ -70,6 +70,7 @@ static int check_each(const char *name, const char *options, json_object **ret, 
 /* ---- */
 
 static const Column summary[] = {
+	{"way", "way", NULL, false},
 	{"from", "from", format_side, false},
 	{"to", "to", format_side, false},
 	{"pause", "pause_ms", format_ms, false},
@@ -93,7 +94,7 @@ static void upgrade_print(const char *name, json_object *result)
 
 static json_object *upgrade_options(const Cli *cli)
 {
-	static const char *const keys[] = {"binary", "to_definition"};
+	static const char *const keys[] = {"binary", "to_definition", "way"};
 	json_object *options = json_object_new_object();
 
 	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
@@ -128,6 +129,7 @@ static const OptionSpec options[] = {
 	{"binary", 0, OPTION_TEXT, "PATH", "binary", "this QEMU, not the one its definition names"},
 	{"to-definition", 0, OPTION_FILE, "FILE", "to_definition", "this definition; only host paths may differ"},
 	{"definition-text", 0, OPTION_TEXT, "TEXT", "to_definition", NULL},
+	{"way", 0, OPTION_TEXT, "auto|in-place|copy", "way", "map the guest's memory again, or copy it (auto)"},
 	{"check", 0, OPTION_FLAG, NULL, "check", "say what would be done and what is in the way"},
 	{NULL},
 };

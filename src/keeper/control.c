@@ -310,6 +310,7 @@ static int start_upgrade(sd_bus_message *m, Keeper *k, bool check, sd_bus_error 
 		return refuse(error, "InvalidArgument", "the options are no JSON object");
 	READ_string(o, &options, binary);
 	READ_string(o, &options, to_definition);
+	READ_string(o, &options, way);
 	r = upgrade_start(k, &options, check ? m : NULL, &err);
 	if (r < 0)
 		return bus_error(error, r == -EBUSY ? "Busy" : r == -EINVAL ? "InvalidArgument" : "Failed", err);

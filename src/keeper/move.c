@@ -127,7 +127,8 @@ static uint64_t deadline_usec(const Move *m)
 	case MOVE_DEADLINE_PREPARE:
 		return d->prepare;
 	case MOVE_DEADLINE_NO_PROGRESS:
-		return d->no_progress;
+		/* An upgrade is not held between memory and devices. */
+		return m->state == MOVE_U_PERFORM && m->was_running && m->t.stop ? d->switchover : d->no_progress;
 	case MOVE_DEADLINE_HOLD:
 		return HOLD_USEC;
 	case MOVE_DEADLINE_SWITCHOVER:

@@ -192,8 +192,12 @@ void move_options_clear(MoveOptions *options);
 /* ---- perform.c: Perform and the switch ---- */
 /** migration_capabilities() - arguments of migrate-set-capabilities; both sides set the same, @throttle is the source's */
 json_object *migration_capabilities(bool multifd, bool throttle);
-/** migration_capabilities_in_place() - the same for an upgrade, where both QEMUs map the same memory */
-json_object *migration_capabilities_in_place(void);
+/** migration_capabilities_here() - the same for an upgrade; @copy: memory is copied, else both QEMUs map the same */
+json_object *migration_capabilities_here(bool copy);
+/** migration_parameters_here() - arguments of migrate-set-parameters for an upgrade */
+json_object *migration_parameters_here(Move *m, bool copy);
+/** perform_watch() - memory moves from here on: figures for people, and for the no-progress deadline */
+void perform_watch(Move *m);
 int do_open_data(Move *m);
 int do_preallocate(Move *m);
 int do_start_migrate(Move *m);

@@ -80,9 +80,9 @@ json_object *migration_capabilities(bool multifd, bool throttle)
 				(throttle ? (unsigned int)THROTTLE : 0));
 }
 
-json_object *migration_capabilities_in_place(void)
+json_object *migration_capabilities_here(bool copy)
 {
-	return capabilities_for(ALWAYS | IN_PLACE);
+	return capabilities_for(ALWAYS | (unsigned int)(copy ? THROTTLE : IN_PLACE));
 }
 
 static uint64_t downtime_limit(const Move *m)
@@ -140,6 +140,19 @@ static json_object *parameters(const Move *m, const char *tls)
 	if (m->channels)
 		json_extend(o, "multifd-channels", "u", m->channels, NULL);
 	if (m->opt.throttle)
+		add_throttle(o, THROTTLE_NONE);
+	return o;
+}
+
+json_object *migration_parameters_here(Move *m, bool copy)
+{
+	json_object *o;
+
+	m->can_throttle = copy;
+	m->downtime_now = copy && downtime_limit(m) > DOWNTIME_FIRST_MS ? DOWNTIME_FIRST_MS : downtime_limit(m);
+	o = json_build("max-bandwidth", "u", m->opt.bandwidth ? m->opt.bandwidth : BANDWIDTH_UNLIMITED, "downtime-limit",
+		       "u", m->downtime_now, "tls-creds", "s", "", "tls-hostname", "s", "", NULL);
+	if (copy)
 		add_throttle(o, THROTTLE_NONE);
 	return o;
 }
@@ -325,6 +338,12 @@ static void stop_watchdog(Move *m)
 
 /* ---- progress: figures for people, and the no-progress deadline ---- */
 
+/* Memory moves while the guest runs, to another host or to another QEMU here. */
+static bool copying(const Move *m)
+{
+	return m->state == MOVE_S_PERFORM || m->state == MOVE_U_PERFORM;
+}
+
 static void check_converging(Move *m, uint64_t syncs)
 {
 	if (m->warned_converge || syncs < 4 || m->predicted_pause_ms <= downtime_limit(m))
@@ -343,7 +362,7 @@ static void throttle(Move *m, uint64_t syncs)
 {
 	json_object *o;
 
-	if (m->state != MOVE_S_PERFORM || syncs < 4 || syncs < m->throttle_syncs + 2 ||
+	if (!copying(m) || syncs < 4 || syncs < m->throttle_syncs + 2 ||
 	    m->downtime_now < downtime_limit(m) || m->predicted_pause_ms <= downtime_limit(m) ||
 	    m->throttle_now >= m->opt.throttle)
 		return;
@@ -362,7 +381,7 @@ static void raise_downtime(Move *m, uint64_t syncs)
 {
 	uint64_t limit = downtime_limit(m);
 
-	if (m->state != MOVE_S_PERFORM || syncs < 3 || m->downtime_now >= limit)
+	if (!copying(m) || syncs < 3 || m->downtime_now >= limit)
 		return;
 	m->downtime_now = 2 * m->downtime_now < limit ? 2 * m->downtime_now : limit;
 	log_debug("the pause may now be %" PRIu64 " ms", m->downtime_now);
@@ -376,7 +395,7 @@ static void on_figures(json_object *ret, const char *error, void *userdata)
 	uint64_t pages = 0, page = 4096, syncs = 0, transferred = 0, now = now_usec();
 	json_object *text;
 
-	if (error || (m->state != MOVE_S_PERFORM && m->state != MOVE_S_HOLD && m->state != MOVE_S_SWITCHOVER))
+	if (error || (!copying(m) && m->state != MOVE_S_HOLD && m->state != MOVE_S_SWITCHOVER))
 		return;
 	(void)json_get_u64(ret, "ram.total", &m->ram_total);
 	(void)json_get_u64(ret, "ram.remaining", &m->ram_remaining);
@@ -415,6 +434,11 @@ static int on_progress(sd_event_source *source, uint64_t usec, void *userdata)
 	return 0;
 }
 
+void perform_watch(Move *m)
+{
+	(void)sd_event_add_time_relative(m->k->event, &m->progress, CLOCK_MONOTONIC, PROGRESS_USEC, 0, on_progress, m);
+}
+
 /* ---- start ---- */
 
 void perform_hint_hung(const char *error, Error **err)
@@ -451,7 +475,7 @@ int do_start_migrate(Move *m)
 	(void)sd_event_add_time_relative(k->event, &m->watchdog, CLOCK_MONOTONIC, WATCHDOG_USEC, 0, on_watchdog, m);
 	machine_qmp(k, "migrate", json_build("uri", "s", m->uri, NULL), on_migrate_reply, m);
 	machine_qmp(k, "query-status", NULL, on_ping, m);
-	(void)sd_event_add_time_relative(k->event, &m->progress, CLOCK_MONOTONIC, PROGRESS_USEC, 0, on_progress, m);
+	perform_watch(m);
 	return 0;
 }
 

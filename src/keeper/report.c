@@ -111,6 +111,11 @@ static json_object *graphics_json(const Move *m)
 			  "u", p->graphics_port, "tls_port", "u", p->graphics_tls_port, NULL);
 }
 
+static json_object *ram_json(const Move *m)
+{
+	return json_build("total", "u", m->ram_total, "transferred", "u", m->ram_transferred, NULL);
+}
+
 json_object *report_result(Move *m)
 {
 	uint64_t end = m->t.ended ? m->t.ended : now_usec();
@@ -125,8 +130,7 @@ json_object *report_result(Move *m)
 
 	if (completed)
 		json_extend(o, "pause_ms", "d", ms(pause_usec(m)), "steps", "o", steps_json(m), NULL);
-	json_extend(o, "ram", "o", json_build("total", "u", m->ram_total, "transferred", "u", m->ram_transferred, NULL),
-		    "conntrack", "o", conntrack_json(m), "error", "o", error_json(m), "warnings", "o",
+	json_extend(o, "ram", "o", ram_json(m), "conntrack", "o", conntrack_json(m), "error", "o", error_json(m), "warnings", "o",
 		    strings(m->warnings), "guest", "s", guest_where(m), NULL);
 	if (m->prepared.graphics)
 		json_extend(o, "graphics", "o", graphics_json(m), NULL);
@@ -191,6 +195,11 @@ static json_object *upgrade_steps(const Move *m)
 			  "d", ms(between(up->killed, up->reaped)), NULL);
 }
 
+static const char *way(const Upgrade *up)
+{
+	return up->copy ? "copy" : "in place";
+}
+
 static const char *upgrade_guest(const Move *m)
 {
 	const Keeper *k = m->k;
@@ -204,8 +213,8 @@ json_object *report_upgrade(Move *m)
 {
 	const Upgrade *up = m->up;
 	bool completed = m->status && streq(m->status, "completed");
-	json_object *o = json_build("vm", "s", m->k->name, "id", "s", m->id, "kind", "s", "upgrade", "status", "s",
-				    m->status ? m->status : "running", "host", "s", m->k->conf->host_name, "from", "o",
+	json_object *o = json_build("vm", "s", m->k->name, "id", "s", m->id, "kind", "s", "upgrade", "way", "s", way(up), "status",
+				    "s", m->status ? m->status : "running", "host", "s", m->k->conf->host_name, "from", "o",
 				    side_json(up->from_binary, up->from_version), "to", "o",
 				    side_json(up->to_binary, up->to_version), "phases", "o", phases_json(m), "total_ms",
 				    "d", ms(between(m->t.begun, m->t.ended ? m->t.ended : now_usec())), NULL);
@@ -214,6 +223,8 @@ json_object *report_upgrade(Move *m)
 		json_extend(o, "pause_ms", "d", ms(between(m->t.stop, m->t.resumed)), NULL);
 	if (completed)
 		json_extend(o, "steps", "o", upgrade_steps(m), NULL);
+	if (up->copy && m->ram_transferred)
+		json_extend(o, "ram", "o", ram_json(m), NULL);
 	json_extend(o, "error", "o", error_json(m), "warnings", "o", strings(m->warnings), "guest", "s", upgrade_guest(m),
 		    NULL);
 	return o;
@@ -230,7 +241,7 @@ json_object *report_upgrade_check(Move *m)
 	for (size_t i = 0; m->warnings && m->warnings[i]; i++)
 		add_finding(findings, "warning", m->warnings[i], NULL);
 	return json_build("vm", "s", m->k->name, "ok", "b", (int)ok, "findings", "o", findings, "way", "s",
-			  ok ? "in place" : "none", "from", "o", side_json(up->from_binary, up->from_version), "to", "o",
+			  !ok ? "none" : way(up), "from", "o", side_json(up->from_binary, up->from_version), "to", "o",
 			  side_json(up->to_binary, up->to_version), "memory_needed", "u", up->memory_needed, NULL);
 }
 

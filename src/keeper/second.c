@@ -180,16 +180,27 @@ static int write_definition(Upgrade *up, Error **err)
 	return r < 0 ? error_set(err, r, "cannot write %s: %s", path, strerror(-r)) : 0;
 }
 
+static int guest_memory(Upgrade *up, Error **err)
+{
+	int fd;
+
+	if (up->copy)
+		return qemu_memfd_new(up->def, err);
+	fd = qemu_process_memfd(up->m->k->qemu);
+	return fd < 0 ? error_set(err, fd, "the guest's memory cannot be had from its QEMU: %s", strerror(-fd)) : fd;
+}
+
 int second_start(Upgrade *up, Error **err)
 {
 	Keeper *k = up->m->k;
-	_cleanup_fd_ int memfd = qemu_process_memfd(k->qemu);
+	_cleanup_fd_ int memfd = -1;
 	_cleanup_free_ char *dir = machine_generation_dir(k, up->fresh);
 	QemuProcess *process = NULL;
 	int r;
 
+	memfd = guest_memory(up, err);
 	if (memfd < 0)
-		return error_set(err, memfd, "the guest's memory cannot be had from its QEMU: %s", strerror(-memfd));
+		return memfd;
 	r = write_definition(up, err);
 	if (r < 0)
 		return r;

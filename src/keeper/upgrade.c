@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #define STREAM_FD_NAME "vmferry-upgrade"
-#define BANDWIDTH_UNLIMITED ((uint64_t)1 << 40)
+#define COPY_THROTTLE 99 /* percent of a guest's time that it may lose where it writes faster than a copy gets on */
 #define MEMORY_OF_A_QEMU                                                                                               \
 	((uint64_t)48 << 20) /* what a second one takes beside the guest's memory, measured: 36 MiB                    \
 			      */
@@ -18,6 +18,7 @@ void upgrade_options_clear(UpgradeOptions *o)
 {
 	free(o->binary);
 	free(o->to_definition);
+	free(o->way);
 	*o = (UpgradeOptions){};
 }
 
@@ -45,28 +46,8 @@ static int check_devices(const VmDefinition *def, Error **err)
 	return 0;
 }
 
-static int check_memory(Keeper *k, Error **err)
-{
-	_cleanup_fd_ int fd = -1;
-
-	if (k->def->memory_backing != MEMORY_PRIVATE) {
-		fd = qemu_process_memfd(k->qemu);
-		return fd < 0 ? error_set(err, fd, "the guest's memory cannot be had from its QEMU: %s", strerror(-fd))
-			      : 0;
-	}
-	error_set(err, -ENOTSUP,
-		  "its memory is its QEMU's own (memory-backing = \"private\"): no other QEMU can map it; copied to "
-		  "another "
-		  "one it would need %" PRIu64 " MiB more",
-		  (k->def->memory + MEMORY_OF_A_QEMU) >> 20);
-	error_hint(err, "set memory-backing = \"shared\", and stop and start it once");
-	return -ENOTSUP;
-}
-
 static int check_blockers(Keeper *k, Error **err)
 {
-	int r;
-
 	if (move_active(k->move)) {
 		error_set(err, -EBUSY, "a migration or upgrade of %s is under way already", k->name);
 		error_hint(err, "see vmferry status %s", k->name);
@@ -82,8 +63,7 @@ static int check_blockers(Keeper *k, Error **err)
 		error_hint(err, "lease file goes with the guest");
 		return -ENOTSUP;
 	}
-	r = check_memory(k, err);
-	return r < 0 ? r : check_devices(k->def, err);
+	return check_devices(k->def, err);
 }
 
 /* A definition may say other paths, but not other disks: the same file or device by another name. */
@@ -122,9 +102,9 @@ static int take_definition(Keeper *k, const UpgradeOptions *o, VmDefinition **re
 		error_hint(err, "only host paths, bridges and listen addresses may differ");
 		return -EINVAL;
 	}
-	if (to->memory_backing != k->def->memory_backing || to->serial != k->def->serial ||
-	    to->lease != k->def->lease || !streq_null(to->lease_path, k->def->lease_path))
-		return error_set(err, -EINVAL, "memory-backing, serial and lease cannot change under a running guest");
+	if (to->serial != k->def->serial || to->lease != k->def->lease ||
+	    !streq_null(to->lease_path, k->def->lease_path))
+		return error_set(err, -EINVAL, "serial and lease cannot change under a running guest");
 	r = same_disks(k->def, to, err);
 	if (r >= 0)
 		*ret = TAKE_PTR(to);
@@ -157,20 +137,62 @@ static int take_binary(Keeper *k, const UpgradeOptions *o, VmDefinition *def, Er
 	return 0;
 }
 
-/* The guest's memory is there already: only what a second QEMU takes for itself is needed. */
-static int check_host(Keeper *k, const VmDefinition *def, Error **err)
+/*
+ * Memory that both QEMUs can map stays where it is. What only the old one has, or what is to be of another kind, has to
+ * be copied, once: after that it is never private.
+ */
+static int take_way(Keeper *k, const UpgradeOptions *o, VmDefinition *def, bool *ret_copy, Error **err)
 {
-	VmDefinition need = *def;
+	bool must, asked = streq_null(o->way, "copy");
+	_cleanup_fd_ int fd = -1;
 
-	need.memory = MEMORY_OF_A_QEMU;
-	need.memory_backing = MEMORY_SHARED;
-	return host_check_resources(k->conf, &need, err);
+	if (o->way && !asked && !streq(o->way, "auto") && !streq(o->way, "in-place")) {
+		error_set(err, -EINVAL, "'%s' is no way to upgrade", o->way);
+		error_hint(err, "ways are auto, in-place and copy");
+		return -EINVAL;
+	}
+	if (def->memory_backing == MEMORY_PRIVATE)
+		def->memory_backing = MEMORY_SHARED;
+	must = def->memory_backing != k->def->memory_backing;
+	*ret_copy = must || asked;
+	if (!*ret_copy) {
+		fd = qemu_process_memfd(k->qemu);
+		return fd < 0 ? error_set(err, fd, "the guest's memory cannot be had from its QEMU: %s", strerror(-fd))
+			      : 0;
+	}
+	if (!streq_null(o->way, "in-place"))
+		return 0;
+	error_set(err, -ENOTSUP,
+		  "its memory is memory-backing = \"%s\", which the new QEMU cannot map as \"%s\": it would have to be "
+		  "copied",
+		  memory_backing_to_string(k->def->memory_backing), memory_backing_to_string(def->memory_backing));
+	error_hint(err, "without --way=in-place it is");
+	return -ENOTSUP;
 }
 
-static int prepare(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, Error **err)
+/* In place the guest's memory is there already: only what a second QEMU takes for itself is needed. */
+static int check_host(Keeper *k, const VmDefinition *def, bool copy, Error **err)
+{
+	VmDefinition need = *def;
+	int r;
+
+	if (!copy) {
+		need.memory = MEMORY_OF_A_QEMU;
+		need.memory_backing = MEMORY_SHARED;
+	} else if (need.memory_backing != MEMORY_HUGE) {
+		need.memory += MEMORY_OF_A_QEMU;
+	}
+	r = host_check_resources(k->conf, &need, err);
+	if (r == -ENOMEM && copy)
+		error_prefix(err, "the guest's memory has to be copied, and then it is there twice: ");
+	return r;
+}
+
+static int prepare(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, bool *ret_copy, Error **err)
 {
 	_cleanup_(vm_definition_freep)
 	VmDefinition *def = NULL;
+	bool copy = false;
 	int r = check_blockers(k, err);
 
 	if (r >= 0)
@@ -178,13 +200,17 @@ static int prepare(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, Error
 	if (r >= 0)
 		r = take_binary(k, o, def, err);
 	if (r >= 0)
-		r = check_host(k, def, err);
+		r = take_way(k, o, def, &copy, err);
 	if (r >= 0)
-		*ret = TAKE_PTR(def);
-	return r;
+		r = check_host(k, def, copy, err);
+	if (r < 0)
+		return r;
+	*ret = TAKE_PTR(def);
+	*ret_copy = copy;
+	return 0;
 }
 
-static Upgrade *upgrade_new(Move *m, VmDefinition *def)
+static Upgrade *upgrade_new(Move *m, VmDefinition *def, bool copy)
 {
 	Keeper *k = m->k;
 	Upgrade *up = xcalloc(1, sizeof(*up));
@@ -193,12 +219,13 @@ static Upgrade *upgrade_new(Move *m, VmDefinition *def)
 			.old = k->qemu->generation,
 			.fresh = machine_next_generation(k),
 			.def = def,
+			.copy = copy,
 			.serial_fd = -1,
 			.stream = {-1, -1},
 			.from_binary = xstrdup(k->def->binary),
 			.to_binary = xstrdup(def->binary),
 			.from_version = k->qemu_version ? xstrdup(k->qemu_version) : NULL,
-			.memory_needed = MEMORY_OF_A_QEMU};
+			.memory_needed = MEMORY_OF_A_QEMU + (copy ? def->memory : 0)};
 	return up;
 }
 
@@ -207,7 +234,8 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 	Move *m = k->move;
 	_cleanup_free_ char *id = text_random_id();
 	VmDefinition *def = NULL;
-	int r = prepare(k, options, &def, err);
+	bool copy;
+	int r = prepare(k, options, &def, &copy, err);
 
 	if (r < 0)
 		return r;
@@ -215,11 +243,13 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 	move_reset(m);
 	m->state = MOVE_S_IDLE;
 	memcpy(m->id, id, sizeof(m->id));
-	m->up = upgrade_new(m, def);
+	m->up = upgrade_new(m, def, copy);
 	m->up->binary = TAKE_PTR(options->binary);
 	m->up->to_definition = TAKE_PTR(options->to_definition);
 	m->opt.check_only = options->check_only;
 	m->opt.live = true;
+	if (copy)
+		m->opt.throttle = COPY_THROTTLE;
 	m->check_message = sd_bus_message_ref(check);
 	m->t.begun = m->t.phase_begun = now_usec();
 	m->was_running = k->state == VM_RUNNING;
@@ -229,6 +259,11 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 	move_fact(m, MOVE_FACT_ALIVE, true);
 	log_info("upgrade %s of %s (%s): %s -> %s%s", m->id, k->name, vm_state_to_string(k->state), m->up->from_binary,
 		 m->up->to_binary, m->opt.check_only ? " (check)" : "");
+	if (k->def->memory_backing == MEMORY_PRIVATE)
+		move_warn(
+			m,
+			"its memory is its QEMU's own and has to be copied; from then on it is shared, until the VM's "
+			"next start: its definition says memory-backing = \"private\"");
 	move_event(m, MOVE_EV_UPGRADE);
 	return 0;
 }
@@ -238,9 +273,9 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 int do_note_upgrade(Move *m)
 {
 	_cleanup_free_ char *path = runtime_path(m->k->name, "move");
-	_cleanup_json_ json_object *o =
-		json_build("id", "s", m->id, "target", "b", 0, "upgrade", "b", 1, "old", "u", (uint64_t)m->up->old,
-			   "fresh", "u", (uint64_t)m->up->fresh, "running", "b", (int)m->was_running, NULL);
+	_cleanup_json_ json_object *o = json_build("id", "s", m->id, "target", "b", 0, "upgrade", "b", 1, "old", "u",
+						   (uint64_t)m->up->old, "fresh", "u", (uint64_t)m->up->fresh, "copy",
+						   "b", (int)m->up->copy, "running", "b", (int)m->was_running, NULL);
 	const char *text = json_text(o);
 	Error *err = NULL;
 	int r = file_write(path, text, strlen(text), 0600, false);
@@ -345,12 +380,6 @@ static void give_stream(Move *m, Qmp *qmp, int fd)
 	qmp_command_fd(qmp, "getfd", json_build("fdname", "s", STREAM_FD_NAME, NULL), fd, on_set_up, m);
 }
 
-static json_object *parameters(void)
-{
-	return json_build("max-bandwidth", "u", BANDWIDTH_UNLIMITED, "downtime-limit", "u", (uint64_t)300, "tls-creds",
-			  "s", "", "tls-hostname", "s", "", NULL);
-}
-
 int do_set_up_both(Move *m)
 {
 	Upgrade *up = m->up;
@@ -366,8 +395,8 @@ int do_set_up_both(Move *m)
 	if (m->k->def->graphics == GRAPHICS_VNC)
 		ask(m, both[0], "query-vnc-servers", NULL, on_vnc);
 	for (size_t i = 0; i < ARRAY_SIZE(both); i++) {
-		ask(m, both[i], "migrate-set-capabilities", migration_capabilities_in_place(), on_set_up);
-		ask(m, both[i], "migrate-set-parameters", parameters(), on_set_up);
+		ask(m, both[i], "migrate-set-capabilities", migration_capabilities_here(up->copy), on_set_up);
+		ask(m, both[i], "migrate-set-parameters", migration_parameters_here(m, up->copy), on_set_up);
 		give_stream(m, both[i], TAKE_FD(up->stream[i]));
 	}
 	up->pending--;
@@ -397,6 +426,8 @@ int do_start_upgrade(Move *m)
 	qmp_command(m->k->qmp, "migrate", json_build("uri", "s", "fd:" STREAM_FD_NAME, NULL), on_migrate, m);
 	if (!m->was_running)
 		m->t.stop = now_usec();
+	if (m->up->copy)
+		perform_watch(m);
 	return 0;
 }
 
@@ -424,6 +455,16 @@ static void on_failure(json_object *ret, const char *error, void *userdata)
 	move_fail(m, err);
 }
 
+static void on_copied(json_object *ret, const char *error, void *userdata)
+{
+	Move *m = userdata;
+
+	if (error || !m->up)
+		return;
+	(void)json_get_u64(ret, "ram.total", &m->ram_total);
+	(void)json_get_u64(ret, "ram.transferred", &m->ram_transferred);
+}
+
 static void on_migration(Move *m, const char *status, uint64_t at)
 {
 	log_debug("QEMU: migration %s", status);
@@ -431,6 +472,8 @@ static void on_migration(Move *m, const char *status, uint64_t at)
 		perform_migration_event(m, status);
 	} else if (streq(status, "completed")) {
 		m->t.postmigrate = at;
+		if (m->up->copy)
+			machine_qmp(m->k, "query-migrate", NULL, on_copied, m);
 		move_fact(m, MOVE_FACT_POST, true);
 		move_event(m, MOVE_EV_POSTMIGRATE);
 	} else if (streq(status, "failed") || streq(status, "cancelled")) {
@@ -444,6 +487,7 @@ void upgrade_qemu_event(Move *m, const char *name, json_object *data, uint64_t a
 
 	if (streq(name, "STOP") && m->state == MOVE_U_PERFORM) {
 		m->t.stop = at;
+		move_progress_made(m); /* another deadline, from here on */
 		attach_taps(m);
 	} else if (streq(name, "RESUME")) {
 		m->t.resumed = at;

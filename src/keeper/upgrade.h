@@ -7,6 +7,9 @@
  * A newer (or older) QEMU under a running guest: a second QEMU process maps the same memory, the device state moves
  * over a socket pair, the first one is killed. Rows U_* of the engine; facts: requirements E, docs/protocol.md.
  *
+ * Memory that only its QEMU has ("private") cannot be mapped by another: it is copied over that socket pair, while the
+ * guest runs, into memory that can. Same rows, same journal; the next upgrade is one in place.
+ *
  * The state file's "generation" is the record that decides: it names the QEMU that has the guest, and is never cleared.
  * RUNTIME_DIR/NAME/move says that an upgrade is under way, between which generations; definition.next is the definition
  * that goes with the new one.
@@ -22,6 +25,7 @@ typedef struct Upgrade {
 	int serial_fd;
 	int stream[2];
 	unsigned int pending; /* set-up commands not yet answered */
+	bool copy; /* memory is copied, not mapped again */
 	bool other_killed, taps_attached, resumed, changed_over;
 	char *from_binary, *to_binary, *from_version, *to_version;
 	char *vnc_port;		/* where viewers found the guest; NULL: nowhere, or not known */
@@ -30,7 +34,7 @@ typedef struct Upgrade {
 } Upgrade;
 
 typedef struct UpgradeOptions {
-	char *binary, *to_definition;
+	char *binary, *to_definition, *way; /* way: "auto", "in-place" or "copy"; NULL: auto */
 	bool check_only;
 } UpgradeOptions;
 

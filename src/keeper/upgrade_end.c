@@ -113,6 +113,7 @@ static bool load_note(Move *m, Upgrade *up)
 	if (!json_get_bool(o, "upgrade", &upgrade) || !upgrade || !json_get_u64(o, "old", &old) ||
 	    !json_get_u64(o, "fresh", &fresh) || old == fresh)
 		return false;
+	(void)json_get_bool(o, "copy", &up->copy);
 	up->old = (unsigned int)old;
 	up->fresh = (unsigned int)fresh;
 	return true;

@@ -39,7 +39,7 @@
 	X(U_BEGIN, "upgrade", NONE, "a newer QEMU is asked for; the guest runs in the old one")                         \
 	X(U_START, "upgrade-start", PREPARE, "the new QEMU starts with -incoming defer; guest runs")                   \
 	X(U_OPEN, "upgrade-open", PREPARE, "both QEMUs are set up: the same memory, a socket pair; guest runs")        \
-	X(U_PERFORM, "upgrade-perform", SWITCHOVER, "the device state moves; the guest stops for that")                \
+	X(U_PERFORM, "upgrade-perform", NO_PROGRESS, "memory that is not shared is copied; guest stops, its devices' state moves") \
 	X(U_LOAD, "upgrade-load", SWITCHOVER, "the old one has sent everything; the new one loads it, paused")         \
 	X(U_CHECK, "upgrade-check", NONE, "loaded; the record still names the old one: the last moment to go back")    \
 	X(U_KILL, "upgrade-kill", NONE, "the record names the new one; back only if that dies before the old one is killed") \

@@ -72,6 +72,11 @@ class Home:
         """The program that it does not run in now."""
         return OLD if self.status()["qemu_version"].startswith("10.") else qemu()
 
+    def newer(self):
+        """In a QEMU that can be the source of a copy: 7.2 under TCG corrupts guests that write."""
+        if self.status()["qemu_version"].startswith("7"):
+            self.upgrade(binary=qemu())
+
     def upgrade(self, *options, status=0, binary=None):
         done = self.host.vmferry("upgrade", "web1", "--binary", binary or self.other(), "--json", *options, check=False)
         assert done.returncode == status, done.stdout + done.stderr
@@ -180,12 +185,15 @@ def test_vnc_port_stays(web1):
 def test_memory_is_the_same(bed, web1):
     """The file both QEMUs mapped is one and the same; a second copy would show in the kernel's figures."""
 
-    def inode():
-        return os.stat(f"/proc/{web1.status()['pid']}/fd/5").st_ino
-
-    before = inode()
+    before = memory_file(web1)
     web1.upgrade()
-    assert inode() == before
+    assert memory_file(web1) == before
+
+
+def memory_file(home):
+    """Each lies in a file system of its own, so the inode alone would say nothing."""
+    found = os.stat(f"/proc/{home.status()['pid']}/fd/5")
+    return found.st_dev, found.st_ino
 
 
 def test_console_goes_on(bed, web1):
@@ -224,8 +232,7 @@ def test_check_changes_nothing(web1):
 
 def test_then_to_another_host(bed, web1):
     """A migration after an upgrade copies memory again; and an upgrade works on the VM that arrived."""
-    if web1.status()["qemu_version"].startswith("7"):
-        web1.upgrade(binary=qemu())  # 7.2 under TCG corrupts guests that write
+    web1.newer()
     bed.a.migrate("web1", bed.b, "--transport=tcp")
     try:
         done = bed.b.vmferry_json("upgrade", "web1", "--binary", OLD)
@@ -274,6 +281,16 @@ def test_all_at_once(bed, home, cleanup):
     assert all(f"{name}: running" in restarted for name in before)
     home.probe.mark()
     home.unharmed()
+
+
+def test_keeper_restarts_again_and_again(bed, cleanup):
+    """Whoever asks while it does waits for the next one."""
+    small(bed.a, "again", 23)
+    cleanup("again")
+    pid = bed.a.status("again")["pid"]
+    for _ in range(12):
+        assert "again: running" in bed.a.vmferry("restart-keeper", "again").stdout
+    assert bed.a.status("again")["pid"] == pid
 
 
 # ---- it is refused, or fails ----
@@ -336,11 +353,68 @@ def test_definition_of_its_own(bed, web1):
 
 
 def test_private_memory(bed, cleanup):
+    """Only its QEMU has it: copied once, after that it is shared."""
     small(bed.a, "private", 20, memory_backing="private")
     cleanup("private")
+    done = bed.a.vmferry("upgrade", "private", "--binary", qemu(), "--way=in-place", check=False)
+    assert done.returncode == 1 and "copied" in done.stderr, done.stderr
+    found = bed.a.vmferry_json("upgrade", "private", "--binary", qemu(), "--check")
+    assert found["ok"] and found["way"] == "copy" and found["memory_needed"] == (32 + 48) << 20
+    assert "private" in found["findings"][0]["what"]
+    assert bed.a.vmferry_json("show", "private")["memory_backing"] == "private"
+    done = bed.a.vmferry_json("upgrade", "private", "--binary", qemu())
+    assert done["status"] == "completed" and done["way"] == "copy" and "private" in done["warnings"][0]
+    assert bed.a.vmferry_json("show", "private")["memory_backing"] == "shared"
+    restart_keeper(bed.a, "private")
+    done = bed.a.vmferry_json("upgrade", "private", "--binary", OLD)
+    assert done["way"] == "in place" and done["warnings"] == []
+
+
+def test_no_room_for_a_copy(bed, cleanup):
+    """More memory than there is may be promised to a guest that does not touch it; a copy of it is refused, with figures."""
+    small(bed.a, "large", 22, memory_backing="private", memory=f"{available() - 16}M")
+    cleanup("large")
+    pid = bed.a.status("large")["pid"]
     for option in ([], ["--check"]):
-        done = bed.a.vmferry("upgrade", "private", "--binary", qemu(), *option, check=False)
-        assert done.returncode == 1 and "shared" in done.stderr and "80 MiB more" in done.stderr, done.stderr
+        done = bed.a.vmferry("upgrade", "large", "--binary", qemu(), *option, check=False)
+        assert done.returncode == 1 and "MiB wanted" in done.stderr and "twice" in done.stderr, done.stderr
+    assert bed.a.status("large")["pid"] == pid
+
+
+def available():
+    """MiB"""
+    with open("/proc/meminfo") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("MemAvailable")) >> 10
+
+
+def test_copy(bed, web1):
+    """The guest writes memory all the while; nothing of that is lost."""
+    web1.newer()
+    before = memory_file(web1)
+    bed.ask(web1.guest, "dirty 20")
+    result = web1.upgrade("--way=copy", binary=qemu())
+    assert result["status"] == "completed" and result["way"] == "copy" and result["pause_ms"] > 0
+    assert memory_file(web1) != before
+    bed.ask(web1.guest, "stop")
+    assert not bed.ask(web1.guest, "check").endswith(" 0 rewritten")
+
+
+def test_copy_that_does_not_end(bed, web1):
+    """The guest writes faster than it may be copied; a person gives up."""
+    web1.newer()
+    pid = web1.status()["pid"]
+    bed.ask(web1.guest, "dirty 20")
+    upgrade = bed.a.popen("vmferry", "upgrade", "web1", "--binary", qemu(), "--way=copy", "--json", stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: bed.a.vmferry("set", "web1", "bandwidth=1M", "throttle=0", check=False).returncode == 0)
+    progress = wait_until(lambda: (web1.status().get("migration") or {}).get("transferred") and web1.status()["migration"])
+    assert progress["state"] == "upgrade-perform" and progress["total"] > 128 << 20
+    bed.a.vmferry("cancel", "web1")
+    out = upgrade.communicate(timeout=LIMIT)[0]
+    result = json.loads(out.strip().split("\n")[-1])
+    assert upgrade.returncode == 1 and result["status"] == "cancelled" and result["guest"] == "running here"
+    assert web1.status()["pid"] == pid
+    bed.ask(web1.guest, "stop")
+    assert not bed.ask(web1.guest, "check").endswith(" 0 rewritten")
 
 
 # ---- keepers, QEMUs and hosts that die ----
@@ -373,6 +447,8 @@ def back_points():
 
 
 ALL = [*points(), *back_points()]
+COPIES = [f"{action}:{when}:{victim}" for action in FORWARD[2:7] for when in ("before", "after") for victim in ("self", "old", "new", "cancel")]
+COPIES_SAMPLE = "START_UPGRADE:after:self START_UPGRADE:after:new START_UPGRADE:after:cancel COMMIT_NEW:before:new COMMIT_NEW:after:self".split()
 SAMPLE = [p for p in ALL if p.endswith((":after:self", "START_UPGRADE:after:new", "CONT_BACK:before:self"))]
 SAMPLE = [p for p in SAMPLE if "\n" not in p or "CLEAR_NEW" in p or "CONT_BACK:before" in p]
 
@@ -388,13 +464,25 @@ def strikes_new(action, when, victim):
 @pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
 @pytest.mark.parametrize("point", [p if p in SAMPLE else pytest.param(p, marks=pytest.mark.long) for p in ALL])
 def test_fault(home, point):
+    strike(home, point, home.other())
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+@pytest.mark.parametrize("point", [p if p in COPIES_SAMPLE else pytest.param(p, marks=pytest.mark.long) for p in COPIES])
+def test_fault_of_a_copy(home, point):
+    home.newer()
+    strike(home, point, qemu(), "--way=copy")
+
+
+def strike(home, point, binary, *options):
+    """An upgrade with a fault: the guest goes on, but for one whose own QEMU was struck."""
     first, _, second = point.partition("\n")
     action, when, victim = (second or first).split(":")
     lost = victim == "powerdown" or (strikes_new(action, when, victim) if not second else victim == "old")
     home.probe.mark()
     before = home.status()
     (home.host.runtime / "fault").write_text(point + "\n")
-    done = home.host.vmferry("upgrade", "web1", "--binary", home.other(), "--json", check=False)
+    done = home.host.vmferry("upgrade", "web1", "--binary", binary, "--json", *options, check=False)
     struck = not (home.host.runtime / "fault").exists()
     (home.host.runtime / "fault").unlink(missing_ok=True)
     assert struck, f"the point was never reached: {done.stdout} {done.stderr}"
@@ -414,6 +502,8 @@ def test_fault(home, point):
     after = home.status()
     assert after and after["state"] == "running", (after, done.stdout, done.stderr)
     if done.returncode == 0:
+        assert after["pid"] != before["pid"]
+    if done.returncode == 0 and not options:
         assert after["qemu_version"] != before["qemu_version"]
     home.unharmed()
 
