@@ -293,6 +293,15 @@ static int on_check(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	return start_move(m, userdata, true, error);
 }
 
+/* What is in the way of an upgrade is what a check is for. */
+static int answer_refused(sd_bus_message *m, json_object *report)
+{
+	int r = sd_bus_reply_method_return(m, "s", json_text(report));
+
+	json_object_put(report);
+	return r;
+}
+
 static int start_upgrade(sd_bus_message *m, Keeper *k, bool check, sd_bus_error *error)
 {
 	_cleanup_(upgrade_options_clear)
@@ -312,6 +321,8 @@ static int start_upgrade(sd_bus_message *m, Keeper *k, bool check, sd_bus_error 
 	READ_string(o, &options, to_definition);
 	READ_string(o, &options, way);
 	r = upgrade_start(k, &options, check ? m : NULL, &err);
+	if (r < 0 && r != -EBUSY && check)
+		return answer_refused(m, report_upgrade_refused(k, err));
 	if (r < 0)
 		return bus_error(error, r == -EBUSY ? "Busy" : r == -EINVAL ? "InvalidArgument" : "Failed", err);
 	return check ? 1 : sd_bus_reply_method_return(m, "s", k->move->id);

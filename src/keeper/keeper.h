@@ -214,6 +214,8 @@ int machine_attach_taps(Keeper *k, Error **err);
 int machine_attach_taps_of(const QemuProcess *qemu, const VmDefinition *def, Error **err);
 /** machine_take_over() - another process, with its QMP, is the VM's QEMU from here on. Return: the one it was */
 QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp);
+/** machine_link_agent() - RUNTIME_DIR/NAME/agent leads to where QEMU listens for the guest's agent by now */
+void machine_link_agent(Keeper *k);
 /** machine_adopt_generation() - one QEMU after a keeper's restart. Return: 1 alive, 0 not, or negative errno */
 int machine_adopt_generation(Keeper *k, unsigned int generation, QemuProcess **ret, Error **err);
 /** machine_generation_dir() - RUNTIME_DIR/NAME/qemu.N; machine_next_generation(): the next N that is free */

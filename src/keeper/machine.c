@@ -70,6 +70,18 @@ void machine_qmp(Keeper *k, const char *command, json_object *arguments, QmpRepl
 		json_object_put(arguments); /* QEMU is going: its exit is the event */
 }
 
+void machine_link_agent(Keeper *k)
+{
+	_cleanup_free_ char *path = runtime_path(k->name, "agent"), *fresh = runtime_path(k->name, "agent.new"),
+			    *socket = xasprintf("qemu.%u/agent", k->qemu->generation);
+
+	if (!k->def->agent)
+		return;
+	(void)unlink(fresh);
+	if (symlink(socket, fresh) < 0 || rename(fresh, path) < 0)
+		log_warning("cannot link %s: %m", path);
+}
+
 /* ---- the end ---- */
 
 static void gone(Keeper *k)
@@ -418,6 +430,7 @@ static int connect_qmp(Keeper *k, Error **err)
 	if (r < 0)
 		return error_set(err, r, "cannot reach QEMU on %s: %s", path, strerror(-r));
 	move_fact(k->move, MOVE_FACT_ALIVE, true);
+	machine_link_agent(k);
 	return console_open(k, err);
 }
 

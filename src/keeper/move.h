@@ -356,5 +356,6 @@ json_object *report_progress(Move *m);
 json_object *report_check(Move *m);
 json_object *report_upgrade(Move *m);
 json_object *report_upgrade_check(Move *m);
+json_object *report_upgrade_refused(Keeper *k, const Error *why);
 json_object *report_status(Keeper *k);
 json_object *report_show(Keeper *k);

@@ -245,6 +245,15 @@ json_object *report_upgrade_check(Move *m)
 			  side_json(up->to_binary, up->to_version), "memory_needed", "u", up->memory_needed, NULL);
 }
 
+json_object *report_upgrade_refused(Keeper *k, const Error *why)
+{
+	json_object *findings = json_object_new_array();
+
+	add_finding(findings, "error", why->message, why->hint);
+	return json_build("vm", "s", k->name, "ok", "b", 0, "findings", "o", findings, "way", "s", "none", "from", "o",
+			  side_json(k->def ? k->def->binary : NULL, k->qemu_version), NULL);
+}
+
 static json_object *conntrack_status(const Move *m)
 {
 	_cleanup_strv_ char **reasons = NULL;

@@ -60,7 +60,8 @@ static int check_blockers(Keeper *k, Error **err)
 		return error_set(err, -EPERM, "the journal says that %s is not this host's", k->name);
 	if (k->def->lease == LEASE_SANLOCK) {
 		error_set(err, -ENOTSUP, "its lease (sanlock) is bound to the QEMU process that has it");
-		error_hint(err, "lease file goes with the guest");
+		error_hint(err,
+			   "it can move to another host; a lease of the driver file goes with the guest here, too");
 		return -ENOTSUP;
 	}
 	return check_devices(k->def, err);

@@ -13,6 +13,8 @@ static void tidy_up(Move *m)
 	_cleanup_free_ char *next = runtime_path(m->k->name, "definition.next");
 	_cleanup_free_ char *now = runtime_path(m->k->name, "definition");
 
+	if (m->up->changed_over && m->k->qemu)
+		machine_link_agent(m->k);
 	if (m->up->changed_over)
 		(void)rename(next, now);
 	else

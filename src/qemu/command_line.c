@@ -20,14 +20,16 @@
  * Slots of the root bus (pcie.0 or pci.0), function 0 each:
  *
  *   0x00, 0x01, 0x1f   the chipset's own (host bridge; PIIX of "pc"; ICH9 of "q35")
- *   up to 0x07         left to qemu-args: QEMU makes plain -device options before those in JSON, in the lowest free
- * slots 0x08               VGA, if there are graphics 0x09               SCSI controller, if a disk is on it 0x0a
- * upward        NICs, in order 0x1e downward      virtio disks, in order
+ *   up to 0x06         left to qemu-args: QEMU makes plain -device options before those in JSON, in the lowest free
+ * slots 0x07               virtio-serial, if there is a channel for an agent; else left to qemu-args as well 0x08 VGA,
+ * if there are graphics 0x09               SCSI controller, if a disk is on it 0x0a upward        NICs, in order 0x1e
+ * downward      virtio disks, in order
  *
  * The two grow towards each other, so that a NIC more or less moves no disk. Ids of ours contain a dot, which users' do
  * not.
  */
 enum {
+	SLOT_SERIAL = 0x07,
 	SLOT_VGA = 0x08,
 	SLOT_SCSI = 0x09,
 	SLOT_FIRST = 0x0a,
@@ -139,6 +141,18 @@ static void add_serial(Words *w)
 	add_option(w, "-chardev", "socket,id=serial0,fd=%d,server=on,wait=off", QEMU_FD_SERIAL);
 	add_json(w, "-device",
 		 json_build("driver", "s", "isa-serial", "chardev", "s", "serial0", "index", "u", (uint64_t)0, NULL));
+}
+
+/* qemu-ga(8)'s channel. */
+static void add_agent(Words *w)
+{
+	if (!w->def->agent)
+		return;
+	add_option(w, "-chardev", "socket,id=agent.socket,fd=%d,server=on,wait=off", QEMU_FD_AGENT);
+	add_pci_device(w, json_build("driver", "s", "virtio-serial-pci", "id", "s", "serial.0", NULL), SLOT_SERIAL);
+	add_json(w, "-device",
+		 json_build("driver", "s", "virtserialport", "id", "s", "agent.0", "bus", "s", "serial.0.0", "nr", "u",
+			    (uint64_t)1, "chardev", "s", "agent.socket", "name", "s", "org.qemu.guest_agent.0", NULL));
 }
 
 static void add_boot(Words *w)
@@ -309,6 +323,7 @@ char **qemu_command_line(const VmDefinition *def, const char *dir, bool incoming
 	add_machine(&w);
 	add_control(&w, incoming);
 	add_serial(&w);
+	add_agent(&w);
 	add_boot(&w);
 	add_graphics(&w);
 	add_nics(&w);

@@ -10,6 +10,7 @@ enum {
 	QEMU_FD_MEMORY = 5, /* memfd */
 	QEMU_FD_LOCK = 6,   /* flock()ed DIR/lock */
 	QEMU_FD_LEASE = 7,  /* what holds the VM's lease */
+	QEMU_FD_AGENT = 8,  /* listening UNIX socket DIR/agent */
 	QEMU_FD_TAP = 16,   /* NIC i: QEMU_FD_TAP + i */
 	QEMU_FD_DISK = 48,  /* disk i: QEMU_FD_DISK + i, as fdset i of -add-fd */
 };

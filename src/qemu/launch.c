@@ -22,7 +22,7 @@
 #include "tap.h"
 #include "unprivileged.h"
 
-#define LAUNCH_FDS_MAX (8 + VM_NICS_MAX + VM_DISKS_MAX)
+#define LAUNCH_FDS_MAX (9 + VM_NICS_MAX + VM_DISKS_MAX)
 #define BOOT_ID_PATH "/proc/sys/kernel/random/boot_id"
 
 typedef struct Launch {
@@ -200,6 +200,8 @@ static int open_plumbing(Launch *l, Error **err)
 	r = listen_on(l, "qmp", QEMU_FD_QMP, err);
 	if (r >= 0 && l->start->definition->serial != SERIAL_NONE)
 		r = listen_on(l, "serial", QEMU_FD_SERIAL, err);
+	if (r >= 0 && l->start->definition->agent)
+		r = listen_on(l, "agent", QEMU_FD_AGENT, err);
 	if (r < 0)
 		return r;
 	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);

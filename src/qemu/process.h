@@ -10,7 +10,7 @@
 /*
  * A QEMU process: started unprivileged and sandboxed, found again after the keeper was killed, killed.
  *
- * RUNTIME_DIR/NAME/qemu.N/ is generation N's: qmp, serial and vnc/spice sockets, stderr, `pid`, `lock`. The
+ * RUNTIME_DIR/NAME/qemu.N/ is generation N's: qmp, serial, agent and vnc/spice sockets, stderr, `pid`, `lock`. The
  * `lock` file is flock()ed by QEMU itself through an inherited fd: held means alive, whatever became of its parent.
  * The directory is root's (0711); all that QEMU needs of it, it gets as open fds. `pid` is one line, "PID STARTTIME
  * BOOTID", written by the child before it becomes QEMU (proc(5) stat field 22, kernel/random/boot_id).

@@ -128,6 +128,7 @@ static const ConfKey definition_keys[] = {
 	{"firmware", CONF_TEXT, CONF_PRESENCE, CONF_FIELD(VmDefinition, firmware), .check = conf_check_path},
 	{"serial", CONF_WORD, CONF_PRESENCE, CONF_FIELD(VmDefinition, serial), .words = &serial_table,
 	 .fallback = "log", .absent = SERIAL_NONE},
+	{"agent", CONF_BOOL, CONF_GUEST, CONF_FIELD(VmDefinition, agent), .fallback = "false"},
 	{"graphics", CONF_SECTION, .section = &graphics_section},
 	{"conntrack", CONF_SECTION, .section = &conntrack_section},
 	{"lease", CONF_SECTION, .section = &lease_section},

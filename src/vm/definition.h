@@ -83,6 +83,7 @@ typedef struct VmDefinition {
 	size_t n_nics;
 	char *kernel, *initrd, *append, *firmware; /* NULL: none */
 	Serial serial;
+	bool agent; /* a channel for the guest's agent */
 	GraphicsType graphics;
 	char *graphics_listen;
 	char *conntrack_mark;	     /* "0x100/0xff00": which connections are its own; NULL: whatever their mark */

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Leases by sanlock: a real daemon on each host, with a lockspace in a file that both see (no watchdog, short I/O timeout)."""
 
+import json
 import os
 import shutil
 import signal
@@ -150,6 +151,17 @@ def test_qemu_killed_frees_it(leased):
     assert here.vmferry("log", "web1").stdout.strip().endswith("crashed")
     here.vmferry("start", "web1")
     assert leased.holder()[0] == here.name
+
+
+def test_no_upgrade(leased):
+    """The daemon knows one process, and would watch over the wrong one: refused, and said by a check."""
+    here = leased.here
+    pid = here.status("web1")["pid"]
+    done = here.vmferry("upgrade", "web1", "--check", "--json", check=False)
+    assert done.returncode == 1 and "sanlock" in json.loads(done.stdout)["findings"][0]["what"], done
+    done = here.vmferry("upgrade", "web1", check=False)
+    assert done.returncode == 1 and "sanlock" in done.stderr, done
+    assert here.status("web1")["pid"] == pid and leased.holder()[0] == here.name
 
 
 def test_lost(leased):

@@ -48,7 +48,7 @@ class Home:
     def __init__(self, bed):
         self.bed, self.host, self.guest = bed, bed.a, Guest()
         extra = make_disks(bed.a) + section("nic net1", bridge="br0", mac="52:54:00:12:99:05") + section("graphics vnc", listen="127.0.0.1")
-        bed.a.start("web1", self.guest, text=extra, machine=MACHINE, binary=OLD, cpus=2, memory="192M")
+        bed.a.start("web1", self.guest, text=extra, machine=MACHINE, binary=OLD, cpus=2, memory="192M", agent=True)
         self.begin()
 
     def begin(self):
@@ -212,6 +212,36 @@ def test_console_goes_on(bed, web1):
                 web1.upgrade()
 
 
+def ask_agent(host, word):
+    """Connect, say a word until it comes back (before the guest has seen that somebody is there, it reads an end)."""
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    s.connect(str(host.runtime / "web1" / "agent"))
+    got, end = b"", time.monotonic() + LIMIT
+    while b"agent: " + word not in got:
+        assert time.monotonic() < end, got
+        s.sendall(word + b"\n")
+        if select.select([s], [], [], 1)[0]:
+            data = s.recv(4096)
+            assert data, "the channel was closed"
+            got += data
+    return s
+
+
+def test_agent(bed, web1):
+    """Its channel is there after an upgrade, in one place; who was connected is told, and connects again."""
+    before = ask_agent(web1.host, b"before")
+    for word in (b"after", b"again"):
+        web1.upgrade()
+        before.settimeout(LIMIT)
+        while before.recv(4096):
+            pass
+        before.close()
+        before = ask_agent(web1.host, word)
+    before.close()
+    restart_keeper(bed.a)
+    ask_agent(web1.host, b"restarted").close()
+
+
 def test_paused_stays_paused(bed, home):
     home.host.vmferry("pause", "web1")
     result = home.upgrade()
@@ -235,6 +265,7 @@ def test_then_to_another_host(bed, web1):
     web1.newer()
     bed.a.migrate("web1", bed.b, "--transport=tcp")
     try:
+        ask_agent(bed.b, b"there").close()
         done = bed.b.vmferry_json("upgrade", "web1", "--binary", OLD)
         assert done["status"] == "completed" and done["to"]["version"].startswith("7.2")
         done = bed.b.vmferry_json("upgrade", "web1")  # what host.conf says
@@ -370,21 +401,29 @@ def test_private_memory(bed, cleanup):
     assert done["way"] == "in place" and done["warnings"] == []
 
 
+@pytest.mark.parametrize("word, name", [("vfio-0", "VFIO"), ("vhost-user-0", "vhost-user"), ("vhost-vdpa-0", "vDPA"), ("virtiofs-0", "virtiofs")])
+def test_device_of_one_qemu(bed, cleanup, word, name):
+    """Only qemu-args can bring one in, and a check names it (here the word is but a name that a device has)."""
+    small(bed.a, "device", 24, f'qemu-args = {{ "-device", "virtio-rng-pci,id={word}" }}\n')
+    cleanup("device")
+    done = bed.a.vmferry("upgrade", "device", "--check", "--json", check=False)
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and not found["ok"] and found["way"] == "none"
+    assert word in found["findings"][0]["what"] and name in found["findings"][0]["what"], found
+
+
 def test_no_room_for_a_copy(bed, cleanup):
-    """More memory than there is may be promised to a guest that does not touch it; a copy of it is refused, with figures."""
-    small(bed.a, "large", 22, memory_backing="private", memory=f"{available() - 16}M")
+    """Refused, with figures. Huge pages are what a host surely lacks."""
+    small(bed.a, "large", 22, memory_backing="private", memory="2G")
     cleanup("large")
     pid = bed.a.status("large")["pid"]
+    text = (bed.a.config / "vms" / "large.vm").read_text()
+    (bed.a.dir / "huge.vm").write_text(text.replace("private", "huge"))
     for option in ([], ["--check"]):
-        done = bed.a.vmferry("upgrade", "large", "--binary", qemu(), *option, check=False)
-        assert done.returncode == 1 and "MiB wanted" in done.stderr and "twice" in done.stderr, done.stderr
+        done = bed.a.vmferry("upgrade", "large", "--to-definition", bed.a.dir / "huge.vm", *option, check=False)
+        words = done.stdout + done.stderr
+        assert done.returncode == 1 and "2048 MiB wanted" in words and "twice" in words, words
     assert bed.a.status("large")["pid"] == pid
-
-
-def available():
-    """MiB"""
-    with open("/proc/meminfo") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("MemAvailable")) >> 10
 
 
 def test_copy(bed, web1):

@@ -46,6 +46,7 @@ static const Pair pairs[] = {
 	{"memory = 64M", "memory = 64M cpus = 2", "cpus is 1 here, 2 there", 1},
 	{"memory = 64M", "memory = 65M", "memory is 64M here, 65M there", 1},
 	{"memory = 64M accel = kvm", "memory = 64M accel = tcg", "accel is kvm here, tcg there", 1},
+	{"memory = 64M agent = true", "memory = 64M", "agent is true here, false there", 1},
 	{"memory = 64M serial = none", "memory = 64M", "serial is not set here, given there", 1},
 	{"memory = 64M", "memory = 64M graphics vnc {}", "graphics is none here, vnc there", 1},
 	{"memory = 64M firmware = /f", "memory = 64M", "firmware is given here, not set there", 1},

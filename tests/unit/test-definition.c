@@ -344,7 +344,7 @@ static const char full[] =
 	"  addresses = { \"10.0.0.5\", \"FD00:0::5\" } }\n"
 	"nic net1 { bridge = br1 addresses = 10.0.0.6 }\n"
 	"kernel = /boot//vmlinuz initrd = /boot/initrd append = \"console=ttyS0 quote=\\\"x\\\" $HOME # no comment\"\n"
-	"firmware = /usr/share/ovmf.fd serial = socket\n"
+	"firmware = /usr/share/ovmf.fd serial = socket agent = yes\n"
 	"graphics spice { listen = \"::\" } // comment ${HOME}\n"
 	"conntrack { mark = \"256/0xff00\" zone = 7 }\n"
 	"lease sanlock { path = /dev/leases lockspace = vms resource = web offset = 3M on-lost = kill } /* ${HOME}\n */ # ${HOME}\n"
@@ -398,6 +398,7 @@ static void test_full(void **state)
 	assert_string_equal(def->append, "console=ttyS0 quote=\"x\" $HOME # no comment");
 	assert_string_equal(def->firmware, "/usr/share/ovmf.fd");
 	assert_int_equal(def->serial, SERIAL_SOCKET);
+	assert_true(def->agent);
 	assert_int_equal(def->graphics, GRAPHICS_SPICE);
 	assert_string_equal(def->graphics_listen, "::");
 	assert_string_equal(def->conntrack_mark, "0x100/0xff00");
@@ -438,6 +439,7 @@ static void test_defaults(void **state)
 	assert_null(def->nics[0].addresses);
 	assert_null(def->kernel);
 	assert_int_equal(def->serial, SERIAL_LOG);
+	assert_false(def->agent);
 	assert_int_equal(def->graphics, GRAPHICS_NONE);
 	assert_int_equal(def->lease, LEASE_NONE);
 	assert_false(def->autostart);
