@@ -1,17 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "companions/conntrack.h"
+#include "conntrack/cilium.h"
+
+#define CILIUM {"cilium", 0, OPTION_TEXT, "SOCKET", "cilium", "Cilium's table by its agent's socket, not the kernel's"}
 
 static const OptionSpec dump_options[] = {
+	CILIUM,
 	{"format", 'f', OPTION_CHOICE, "wire|save|raw", "format", "of what is written, default wire"},
 	{NULL},
 };
 static const OptionSpec follow_options[] = {
+	CILIUM,
 	{"format", 'f', OPTION_CHOICE, "wire|save|raw", "format", "of what is written, default wire"},
 	{"interval", 0, OPTION_MSEC, "TIME", "interval", "write what changed so often, default 10ms"},
 	{"resync", 0, OPTION_MSEC, "TIME", "resync", "dump again so often where events are missing, default 2s"},
 	{NULL},
 };
 static const OptionSpec apply_options[] = {
+	CILIUM,
 	{"format", 'f', OPTION_CHOICE, "wire|save|raw", "format", "of what is read, default told from its first bytes"},
 	{"settle", 0, OPTION_MSEC, "TIME", "settle", "strict again so long after the end, default 1s"},
 	{"max-entries", 0, OPTION_TEXT, "N", "max-entries", "refuse more, default 1000000"},
@@ -41,6 +47,14 @@ static const Program program = {
 	.verbs = verbs,
 	.n_verbs = ARRAY_SIZE(verbs),
 };
+
+int tool_other(const Tool *tool, CtOther **ret, Error **err)
+{
+	const char *socket = tool_text(tool, "cilium", NULL);
+
+	*ret = NULL;
+	return socket ? ct_cilium_new(socket, ret, err) : 0;
+}
 
 int main(int argc, char **argv)
 {

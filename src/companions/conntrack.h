@@ -2,11 +2,15 @@
 #pragma once
 
 #include "companions/tool.h"
+#include "conntrack/other.h"
 #include "conntrack/wire.h"
 
 /* vmferry-conntrack: what its verbs share. */
 
 typedef enum Format { FORMAT_WIRE, FORMAT_SAVE, FORMAT_RAW, FORMAT_ANY } Format;
+
+/** tool_other() - the table that --cilium names, or NULL for the kernel's. Return: 0, or negative errno with @err set */
+int tool_other(const Tool *tool, CtOther **ret, Error **err);
 
 /** tool_format() - the value of --format, or @otherwise */
 Format tool_format(const Tool *tool, Format otherwise);

@@ -104,9 +104,14 @@ int tool_apply(const Tool *tool, Error **err)
 	_cleanup_(applying_done)
 	Applying a = {.tool = tool, .input = {.fd = STDIN_FILENO, .format = tool_format(tool, FORMAT_ANY)}};
 	CtApplyOptions options = {.max_entries = 1000000, .marks_mask = UINT32_MAX, .helpers = CT_ANY_HELPER};
+	CtOther *other = NULL;
 	int r = tool_max_entries(tool, &options.max_entries, err);
 
 	if (r >= 0)
+		r = tool_other(tool, &other, err);
+	if (r >= 0 && other)
+		a.apply = ct_apply_new_of(tool->select, &options, other);
+	else if (r >= 0)
 		r = ct_apply_new(tool->select, &options, &a.apply, err);
 	if (r < 0)
 		return r;

@@ -19,6 +19,7 @@ typedef struct Following {
 	uint64_t records, bytes;
 	uint64_t dumps; /* as last said */
 	bool switched;	/* told to, not cut off */
+	bool polled;	/* a table without events */
 } Following;
 
 static void following_done(Following *f)
@@ -122,11 +123,17 @@ static int watch_signals(Following *f)
 
 static int begin(Following *f, Error **err)
 {
+	CtOther *other = NULL;
 	int r = sd_event_new(&f->event);
 
 	if (r < 0)
 		return error_set(err, r, "Cannot make an event loop: %s", strerror(-r));
-	return ct_follow_new(f->event, f->tool->select, &f->follow, err);
+	r = tool_other(f->tool, &other, err);
+	if (r < 0)
+		return r;
+	f->polled = other != NULL;
+	return other ? ct_follow_new_of(f->event, f->tool->select, other, &f->follow, err)
+		     : ct_follow_new(f->event, f->tool->select, &f->follow, err);
 }
 
 static int written(int r, Error **err)
@@ -140,9 +147,12 @@ static int warn_of_host(Following *f)
 {
 	CtHost host;
 
-	ct_host_read(&host);
-	f->resync = host.events == 2 ? tool_number(f->tool, "resync", 2000) * USEC_PER_MSEC : 0;
 	f->resynced = now_usec();
+	f->resync = tool_number(f->tool, "resync", 2000) * USEC_PER_MSEC;
+	if (f->polled)
+		return 0;
+	ct_host_read(&host);
+	f->resync = host.events == 2 ? f->resync : 0;
 	if (host.events == 0)
 		tool_say(f->tool, json_build("event", "s", "warning", "what", "s", "no-events", NULL),
 			 "warning: net.netfilter.nf_conntrack_events is 0: changes are not seen (set it to 1)");
@@ -171,8 +181,9 @@ static int follow_last(Following *f, Error **err)
 	uint64_t start = now_usec();
 	int r = ct_follow_drain(f->follow);
 
-	if (r >= 0)
-		r = write_deltas(f);
+	if (r < 0)
+		return error_set(err, r, "Cannot read the table at the switch: %s: what was written may be old", strerror(-r));
+	r = write_deltas(f);
 	if (r >= 0)
 		r = output_end(STDOUT_FILENO, tool_format(f->tool, FORMAT_WIRE));
 	if (r < 0)
@@ -201,6 +212,8 @@ int tool_dump(const Tool *tool, Error **err)
 	CtFollowStats stats = {};
 	int r = begin(&f, err);
 
+	if (r >= 0)
+		ct_follow_stats(f.follow, &stats); /* another table has been read already */
 	while (r >= 0 && !stats.complete) {
 		r = sd_event_run(f.event, UINT64_MAX);
 		ct_follow_stats(f.follow, &stats);

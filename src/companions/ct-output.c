@@ -40,8 +40,8 @@ int output_write(int fd, Format format, const uint8_t *batches, size_t len)
 			r = fd_write_all(fd, buffer, used);
 			used = 0;
 		}
-		if (record.key.expect)
-			continue; /* only the wire format has them */
+		if (record.key.expect || record.key.map != CT_MAP_KERNEL)
+			continue; /* only the wire format has those */
 		if (format == FORMAT_SAVE)
 			used += ct_save_write(&record, op, (char *)buffer + used);
 		else

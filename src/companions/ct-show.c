@@ -96,6 +96,8 @@ static json_object *record_json(const CtRecord *r, CtWireOp op)
 	json_object *o = json_build("op", "s", ops[op], "protocol", "s", ct_protocol_name(r->key.protocol) ?: number, NULL);
 
 	add_tuple(o, "original", &r->key, &r->key.orig);
+	if (r->key.map == CT_MAP_CILIUM)
+		json_extend(o, "table", "s", "cilium", "direction", "s", r->key.flags & 1 ? "in" : "out", NULL);
 	if (r->key.expect)
 		json_extend(o, "expected", "b", 1, NULL);
 	else if (op != CT_WIRE_DELETE)

@@ -17,11 +17,9 @@
 /* Those without their master are few; each delta looks at all of them. */
 #define WAITING_MAX 4096
 
-int ct_apply_new(const CtSelect *allowed, const CtApplyOptions *options, CtApply **ret, Error **err)
+static CtApply *apply_alloc(const CtSelect *allowed, const CtApplyOptions *options)
 {
-	_cleanup_(ct_apply_freep)
 	CtApply *a = xcalloc(1, sizeof(*a));
-	int r;
 
 	ct_table_init(&a->table);
 	ct_table_init(&a->waiting);
@@ -30,11 +28,27 @@ int ct_apply_new(const CtSelect *allowed, const CtApplyOptions *options, CtApply
 	a->options = *options;
 	a->foreign = options->foreign ? ct_select_copy(options->foreign) : NULL;
 	a->helpers = strv_copy(options->helpers);
-	r = ct_install_open(a, err);
+	return a;
+}
+
+int ct_apply_new(const CtSelect *allowed, const CtApplyOptions *options, CtApply **ret, Error **err)
+{
+	_cleanup_(ct_apply_freep)
+	CtApply *a = apply_alloc(allowed, options);
+	int r = ct_install_open(a, err);
+
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(a);
 	return 0;
+}
+
+CtApply *ct_apply_new_of(const CtSelect *allowed, const CtApplyOptions *options, CtOther *other)
+{
+	CtApply *a = apply_alloc(allowed, options);
+
+	a->other = other;
+	return a;
 }
 
 void ct_apply_free(CtApply *a)
@@ -44,6 +58,8 @@ void ct_apply_free(CtApply *a)
 	if (a->batch)
 		fd_close(a->batch->fd);
 	free(a->batch);
+	ct_other_free(a->other);
+	free(a->pending.items);
 	free(a->retry.items);
 	free(a->clash.items);
 	free(a->lacking.items);
@@ -161,7 +177,13 @@ static int let_in_without(CtApply *a)
 /* Return: 0 or negative errno; nothing is under way then. */
 static int apply_waiting(CtApply *a)
 {
-	int r = ct_install_finish(a), n = 1;
+	int r, n = 1;
+
+	if (a->other) {
+		ct_apply_other_finish(a);
+		return 0;
+	}
+	r = ct_install_finish(a);
 
 	/* Children may be masters themselves. */
 	while (r >= 0 && n > 0 && a->waiting.live) {
@@ -209,6 +231,12 @@ static int end_entry(CtApply *a, CtKey key)
 
 static int apply_record(CtApply *a, CtWireOp op, const CtRecord *record)
 {
+	if (record->key.map != (a->other ? a->other->map : CT_MAP_KERNEL)) {
+		ct_apply_refuse(a, record, CT_REASON_UNSUPPORTED, "of another kind of table than this one");
+		return 0;
+	}
+	if (a->other)
+		return ct_apply_other(a, op, record);
 	switch (op) {
 	case CT_WIRE_PUT:
 	case CT_WIRE_REPLACE:
@@ -285,6 +313,8 @@ int ct_apply_rollback(CtApply *a)
 {
 	int r = 0;
 
+	if (a->other)
+		return ct_apply_other_rollback(a);
 	a->rolled_back = 0;
 	for (uint32_t i = 0; r >= 0 && i < a->table.used; i++)
 		if (ct_table_in_use(&a->table, i)) {

@@ -4,11 +4,13 @@
 #include <linux/netfilter/nf_conntrack_common.h>
 
 #include "netlink.h"
+#include "other.h"
 #include "table.h"
+#include "wire.h"
 
 /*
  * Inside of the sink: apply.c reads records and puts them in order, guard.c says which may come in, install.c brings
- * them to the kernel, settle.c sets them right afterwards, sweep.c deletes what lay here before, reason.c counts.
+ * them to the kernel, or apply-other.c to another table, settle.c sets them right afterwards, sweep.c deletes what lay here before, reason.c counts.
  */
 
 /*
@@ -51,6 +53,8 @@ struct CtApply {
 	CtApplyOptions options;
 	CtTable table; /* what we installed */
 	CtBatch *batch;
+	CtOther *other;	   /* in place of the kernel, or NULL */
+	CtIndexes pending; /* not written there yet */
 	CtIndexes retry, clash;
 	CtIndexes lacking; /* refused as they were, to be made without what was not taken */
 	CtTable waiting;   /* whole records that have a master, until it is here */
@@ -92,12 +96,17 @@ static inline uint32_t ct_apply_held(const CtRecord *record)
 	return record->timeout > CT_HOLD_SECONDS ? record->timeout : CT_HOLD_SECONDS;
 }
 
+/** ct_indexes_add() - append */
+void ct_indexes_add(CtIndexes *list, uint32_t i);
+
 /* ---- reason.c ---- */
 
 /** ct_apply_refuse() - count a record that is not let in; @why in place of the reason's text, or NULL */
 void ct_apply_refuse(CtApply *apply, const CtRecord *record, CtReason reason, const char *why);
 /** ct_apply_fail() - count entry @i, which the kernel refused with negative errno @error, and forget it */
 void ct_apply_fail(CtApply *apply, uint32_t i, int error);
+/** ct_apply_fail_because() - the same, with the reason for people, or NULL for that of CT_REASON_... @reason */
+void ct_apply_fail_because(CtApply *apply, uint32_t i, CtReason reason, const char *why);
 /** ct_apply_lacks() - entry @i is here without (or with) what these CT_ENTRY_NO_... say */
 void ct_apply_lacks(CtApply *apply, uint32_t i, unsigned flags, bool lacks);
 /** ct_apply_forget() - remove entry @i from the table and from the counts */
@@ -141,6 +150,15 @@ int ct_install_look_up(CtApply *apply, const CtRecord *record, bool reply);
 int ct_install_finish(CtApply *apply);
 /** ct_install_find() - index of an entry of ours that nothing is under way for, or CT_NONE */
 uint32_t ct_install_find(const CtApply *apply, const CtKey *key);
+
+/* ---- apply-other.c: another table than the kernel's ---- */
+
+/** ct_apply_other() - take a record in, or have what was taken in end. Return: 0 or negative errno */
+int ct_apply_other(CtApply *apply, CtWireOp op, const CtRecord *record);
+/** ct_apply_other_finish() - write what is pending. What cannot be written is counted as failed */
+void ct_apply_other_finish(CtApply *apply);
+/** ct_apply_other_rollback() - have all end. Return: number of entries, or negative errno */
+int ct_apply_other_rollback(CtApply *apply);
 
 /* ---- settle.c, sweep.c ---- */
 

@@ -45,6 +45,7 @@ DEFINE_CLEANUP(CtSelect *, ct_select_free)
 /* ---- following ---- */
 
 typedef struct CtFollow CtFollow;
+typedef struct CtOther CtOther; /* other.h */
 
 typedef struct CtFollowStats {
 	uint64_t entries;  /* in the table now */
@@ -63,6 +64,13 @@ typedef struct CtFollowStats {
  * Return: 0, or negative errno with @err set (-EPERM without CAP_NET_ADMIN, -EPROTONOSUPPORT without nf_conntrack).
  */
 int ct_follow_new(sd_event *event, const CtSelect *select, CtFollow **ret, Error **err);
+/**
+ * ct_follow_new_of() - follow another table than the kernel's, one without events: read whole and compare
+ * @other: taken over, also in case of an error
+ *
+ * The table is read once before this returns. Return: 0 or negative errno with @err set.
+ */
+int ct_follow_new_of(sd_event *event, const CtSelect *select, CtOther *other, CtFollow **ret, Error **err);
 void ct_follow_free(CtFollow *follow);
 DEFINE_CLEANUP(CtFollow *, ct_follow_free)
 
@@ -74,7 +82,11 @@ DEFINE_CLEANUP(CtFollow *, ct_follow_free)
  */
 int ct_follow_resync(CtFollow *follow);
 
-/** ct_follow_drain() - read all events the kernel has queued, now. Return: number of them, or negative errno */
+/**
+ * ct_follow_drain() - read all events the kernel has queued, now; another table is read once more, for 200 ms at most
+ *
+ * Return: number of events, or negative errno: what is known is old.
+ */
 int ct_follow_drain(CtFollow *follow);
 
 /**
@@ -190,6 +202,14 @@ typedef struct CtApplyStats {
 
 /** ct_apply_new() - a sink for one VM's entries. @allowed: its addresses. Return: 0 or negative errno with @err set */
 int ct_apply_new(const CtSelect *allowed, const CtApplyOptions *options, CtApply **ret, Error **err);
+/**
+ * ct_apply_new_of() - the same for another table than the kernel's
+ * @other: taken over
+ *
+ * Not for what asks the kernel: ct_apply_survey(), ct_apply_keeps_labels(). What ends, also by a roll-back, is given one
+ * more second: see other.h.
+ */
+CtApply *ct_apply_new_of(const CtSelect *allowed, const CtApplyOptions *options, CtOther *other);
 /** ct_apply_free() - entries stay as they are */
 void ct_apply_free(CtApply *apply);
 DEFINE_CLEANUP(CtApply *, ct_apply_free)

@@ -7,11 +7,13 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "basic/clock.h"
 #include "basic/fd.h"
 #include "basic/log.h"
 #include "basic/text.h"
 #include "filter.h"
 #include "netlink.h"
+#include "other.h"
 #include "table.h"
 #include "wire.h"
 
@@ -37,6 +39,8 @@
 
 struct CtFollow {
 	CtSelect *select;
+	CtOther *other; /* in place of the sockets, or NULL */
+	sd_event *event;
 	CtTable table;
 	int event_fd, expect_fd, dump_fd;
 	sd_event_source *event_source, *expect_source, *dump_source;
@@ -445,15 +449,22 @@ static int add_sources(CtFollow *f, sd_event *event, Error **err)
 	return r < 0 ? error_set(err, r, "Cannot watch a socket: %s", strerror(-r)) : 0;
 }
 
-int ct_follow_new(sd_event *event, const CtSelect *select, CtFollow **ret, Error **err)
+static CtFollow *follow_alloc(const CtSelect *select)
 {
-	_cleanup_(ct_follow_freep)
 	CtFollow *f = xcalloc(1, sizeof(*f));
-	int r;
 
 	f->event_fd = f->expect_fd = f->dump_fd = -1;
 	f->select = ct_select_copy(select);
 	ct_table_init(&f->table);
+	return f;
+}
+
+int ct_follow_new(sd_event *event, const CtSelect *select, CtFollow **ret, Error **err)
+{
+	_cleanup_(ct_follow_freep)
+	CtFollow *f = follow_alloc(select);
+	int r;
+
 	f->n_zones = 1;
 	for (int i = 0; i < EVENTS_AT_ONCE; i++) {
 		f->vectors[i] = (struct iovec){.iov_base = f->events[i], .iov_len = EVENT_SIZE};
@@ -468,10 +479,72 @@ int ct_follow_new(sd_event *event, const CtSelect *select, CtFollow **ret, Error
 	return 0;
 }
 
+/* ---- another table ---- */
+
+static void on_other_record(void *userdata, const CtRecord *record)
+{
+	CtFollow *f = userdata;
+
+	if (ct_record_selected(record, f->select))
+		ct_table_dump_record(&f->table, record);
+}
+
+static void on_other_done(void *userdata, int result, const Error *err)
+{
+	CtFollow *f = userdata;
+
+	if (result < 0)
+		log_debug("conntrack: %s", err ? err->message : strerror(-result));
+	ct_table_dump_end(&f->table, result >= 0);
+	f->stats.complete = result >= 0;
+	f->stats.dumps += result >= 0;
+	f->stats.interrupted += result < 0;
+}
+
+/* A read that was begun is not finished any more. */
+static int other_read(CtFollow *f, uint64_t usec, Error **err)
+{
+	_cleanup_error_ Error *own = NULL;
+	int r;
+
+	ct_table_dump_begin(&f->table);
+	r = f->other->read(f->other, f->select, usec, on_other_record, f, &own);
+	on_other_done(f, r, own);
+	return r < 0 ? error_set(err, r, "%s", own ? own->message : strerror(-r)) : 0;
+}
+
+static int other_read_begin(CtFollow *f)
+{
+	int r;
+
+	ct_table_dump_begin(&f->table);
+	r = f->other->read_begin(f->other, f->event, f->select, on_other_record, on_other_done, f);
+	if (r < 0)
+		on_other_done(f, r, NULL);
+	return r;
+}
+
+int ct_follow_new_of(sd_event *event, const CtSelect *select, CtOther *other, CtFollow **ret, Error **err)
+{
+	_cleanup_(ct_follow_freep)
+	CtFollow *f = follow_alloc(select);
+	int r;
+
+	f->other = other;
+	f->event = sd_event_ref(event);
+	r = other_read(f, CT_OTHER_READ_USEC, err);
+	if (r < 0)
+		return r;
+	*ret = TAKE_PTR(f);
+	return 0;
+}
+
 void ct_follow_free(CtFollow *f)
 {
 	if (!f)
 		return;
+	ct_other_free(f->other);
+	sd_event_unref(f->event);
 	sd_event_source_disable_unref(f->event_source);
 	sd_event_source_disable_unref(f->expect_source);
 	sd_event_source_disable_unref(f->dump_source);
@@ -488,11 +561,13 @@ int ct_follow_resync(CtFollow *f)
 {
 	if (f->table.dumping)
 		return 0;
-	return dump_start(f);
+	return f->other ? other_read_begin(f) : dump_start(f);
 }
 
 int ct_follow_drain(CtFollow *f)
 {
+	if (f->other)
+		return other_read(f, CT_OTHER_DRAIN_USEC, NULL);
 	return read_events(f, INT32_MAX);
 }
 
@@ -500,14 +575,17 @@ int ct_follow_drain(CtFollow *f)
 static size_t write_change(CtFollow *f, uint32_t i, uint8_t *to)
 {
 	const CtEntry *e = ct_table_at(&f->table, i);
+	CtRecord record = e->record;
 	CtWireOp op = CT_WIRE_PUT;
 	size_t n;
 
+	if (record.has & CT_HAS_CILIUM)
+		record.timeout = ct_record_left(&record, (uint32_t)(now_usec() / USEC_PER_SEC));
 	if (e->flags & CT_ENTRY_GONE)
 		op = CT_WIRE_DELETE;
 	else if (e->flags & CT_ENTRY_RENEWED)
 		op = CT_WIRE_REPLACE;
-	n = ct_wire_record(to, op, &e->record);
+	n = ct_wire_record(to, op, &record);
 	ct_table_handed_out(&f->table, i);
 	return n;
 }

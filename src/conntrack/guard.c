@@ -56,7 +56,7 @@ bool ct_guard_entry(CtApply *a, const CtRecord *r)
 {
 	if (!ct_record_owned(r, a->allowed))
 		ct_apply_refuse(a, r, CT_REASON_NOT_OURS, NULL);
-	else if (!explained(r))
+	else if (!r->key.map && !explained(r))
 		ct_apply_refuse(a, r, CT_REASON_MALFORMED, "the answers come from elsewhere without a translation");
 	else if (takes_foreign(a, r))
 		ct_apply_refuse(a, r, CT_REASON_FOREIGN, NULL);

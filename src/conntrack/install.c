@@ -12,7 +12,7 @@
 #define ANSWER_BUFFER (2 << 20)
 #define NO_HELPER_MAX 16
 
-static void list_add(CtIndexes *list, uint32_t i)
+void ct_indexes_add(CtIndexes *list, uint32_t i)
 {
 	if (list->n == list->size) {
 		list->size = list->size ? list->size * 2 : 256;
@@ -65,11 +65,11 @@ static void installed(CtApply *a, CtApplyOp op, uint32_t i)
 static void put_done(CtApply *a, CtApplyOp op, uint32_t i, int error)
 {
 	if (op == OP_UPDATE ? error != 0 : op == OP_CREATE && error == -EEXIST)
-		list_add(&a->retry, i);
+		ct_indexes_add(&a->retry, i);
 	else if (op == OP_RECREATE && error == -EEXIST)
-		list_add(&a->clash, i);
+		ct_indexes_add(&a->clash, i);
 	else if (error && give_up_something(a, i, error))
-		list_add(&a->lacking, i);
+		ct_indexes_add(&a->lacking, i);
 	else if (error)
 		ct_apply_fail(a, i, error);
 	else
@@ -275,7 +275,7 @@ int ct_install_finish(CtApply *a)
 		if (ct_guard_name(a, &ct_table_at(&a->table, i)->record))
 			r = add_recreate(a, i);
 		else
-			list_add(&a->clash, i);
+			ct_indexes_add(&a->clash, i);
 	}
 	if (r >= 0)
 		r = ct_batch_flush(a->batch);

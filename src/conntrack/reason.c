@@ -87,13 +87,18 @@ void ct_apply_refuse(CtApply *a, const CtRecord *record, CtReason reason, const 
 	note(a, record, reason, why);
 }
 
+void ct_apply_fail_because(CtApply *a, uint32_t i, CtReason reason, const char *why)
+{
+	a->stats.failed++;
+	note(a, &ct_table_at(&a->table, i)->record, reason, why);
+	ct_apply_forget(a, i);
+}
+
 void ct_apply_fail(CtApply *a, uint32_t i, int error)
 {
 	CtReason reason = reason_of(error);
 
-	a->stats.failed++;
-	note(a, &ct_table_at(&a->table, i)->record, reason, reason == CT_REASON_OTHER ? strerror(-error) : NULL);
-	ct_apply_forget(a, i);
+	ct_apply_fail_because(a, i, reason, reason == CT_REASON_OTHER ? strerror(-error) : NULL);
 }
 
 void ct_apply_lacks(CtApply *a, uint32_t i, unsigned flags, bool lacks)

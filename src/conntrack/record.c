@@ -75,6 +75,7 @@ bool ct_tuple_invert(const CtTuple *tuple, uint8_t protocol, CtTuple *ret)
 static const struct {
 	unsigned has;
 	size_t offset, size;
+	size_t compared; /* bytes of it whose change counts as one; 0: all */
 } extras[] = {
 	{CT_HAS_LABELS, offsetof(CtExtra, labels), sizeof((CtExtra){}.labels)},
 	{CT_HAS_HELPER, offsetof(CtExtra, helper), sizeof((CtExtra){}.helper)},
@@ -84,6 +85,7 @@ static const struct {
 	{CT_HAS_SCTP, offsetof(CtExtra, sctp), sizeof(CtSctp)},
 	{CT_HAS_DCCP, offsetof(CtExtra, dccp), sizeof(CtDccp)},
 	{CT_HAS_EXPECT, offsetof(CtExtra, expect), sizeof(CtExpect)},
+	{CT_HAS_CILIUM, offsetof(CtExtra, cilium), sizeof(CtCilium), offsetof(CtCilium, rx_flags) + 1},
 };
 
 static void take_extra(CtRecord *record, const CtRecord *from, unsigned has)
@@ -118,10 +120,24 @@ bool ct_record_same_extra(const CtRecord *a, const CtRecord *b, unsigned has)
 	if ((a->has ^ b->has) & has & CT_HAS_EXTRA)
 		return false;
 	for (size_t i = 0; i < ARRAY_SIZE(extras); i++)
-		if ((a->has & has & extras[i].has) && memcmp((char *)a->extra + extras[i].offset,
-							     (char *)b->extra + extras[i].offset, extras[i].size) != 0)
+		if ((a->has & has & extras[i].has) &&
+		    memcmp((char *)a->extra + extras[i].offset, (char *)b->extra + extras[i].offset,
+			   extras[i].compared ?: extras[i].size) != 0)
 			return false;
 	return true;
+}
+
+bool ct_record_refreshed(const CtRecord *a, const CtRecord *b)
+{
+	return (a->has & b->has & CT_HAS_CILIUM) &&
+	       b->extra->cilium.expires > a->extra->cilium.expires + a->timeout / 4;
+}
+
+uint32_t ct_record_left(const CtRecord *record, uint32_t now)
+{
+	uint32_t expires = record->extra->cilium.expires;
+
+	return expires > now ? expires - now : 1;
 }
 
 bool ct_name_valid(const char *name, size_t size)
@@ -180,6 +196,8 @@ bool ct_record_complete(const CtRecord *record)
 
 	if (record->key.expect)
 		need = CT_HAS_EXPECT | CT_HAS_MASTER | CT_HAS_TIMEOUT;
+	else if (record->key.map == CT_MAP_CILIUM)
+		need |= CT_HAS_CILIUM;
 	else if (record->key.protocol == IPPROTO_TCP)
 		need |= CT_HAS_TCP;
 	return (record->has & need) == need;

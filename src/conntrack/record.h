@@ -27,6 +27,12 @@ enum {
 	CT_ZONE_MAX = CT_ZONE_REPLY,
 };
 
+enum {
+	CT_MAP_KERNEL, /* nf_conntrack */
+	CT_MAP_CILIUM,
+	_CT_MAP_MAX
+};
+
 /* What names an entry. Compared and hashed as bytes: all of it is zeroed first. */
 typedef struct CtKey {
 	CtTuple orig;
@@ -35,7 +41,8 @@ typedef struct CtKey {
 	uint16_t zone;
 	uint8_t zone_dir;
 	uint8_t expect; /* not a connection: one that is expected; addresses and ports that may be any are 0 */
-	uint8_t zero[2];
+	uint8_t map;   /* CT_MAP_...: which table it is of */
+	uint8_t flags; /* Cilium's, which tell entries with the same tuple apart; else 0 */
 } CtKey;
 
 /* Which members of a record are set: events carry only what changed. */
@@ -55,7 +62,8 @@ enum {
 	CT_HAS_SCTP = 1 << 11,
 	CT_HAS_DCCP = 1 << 12,
 	CT_HAS_EXPECT = 1 << 13,
-	CT_HAS_EXTRA = 0xff << 6,
+	CT_HAS_CILIUM = 1 << 14, /* in every complete record of Cilium's table, and in no other */
+	CT_HAS_EXTRA = 0x1ff << 6,
 };
 
 #define CT_LABELS 16 /* bytes, NF_CT_LABELS_MAX_SIZE */
@@ -90,6 +98,17 @@ typedef struct CtExpect {
 	char function[CT_FUNCTION];
 } CtExpect;
 
+/* struct ct_entry of Cilium's bpf/lib/common.h without the lifetime, which is the record's timeout. Host order. */
+typedef struct CtCilium {
+	uint64_t reserved, backend;
+	uint32_t identity; /* of the source */
+	uint16_t flags, rev_nat;
+	uint8_t tx_flags, rx_flags; /* TCP flags seen */
+	/* From here on a change is none that another host needs to hear of. */
+	uint64_t packets, bytes;
+	uint32_t expires; /* second of this host's monotonic clock; not told to others */
+} CtCilium;
+
 /* What few entries have; kept outside of the record. */
 typedef struct CtExtra {
 	uint8_t labels[CT_LABELS];
@@ -99,6 +118,7 @@ typedef struct CtExtra {
 	CtSctp sctp;
 	CtDccp dccp;
 	CtExpect expect;
+	CtCilium cilium;
 } CtExtra;
 
 typedef struct CtTcp {
@@ -128,6 +148,16 @@ void ct_record_clear(CtRecord *record);
 
 /** ct_record_same_extra() - whether the extras of kind @has (CT_HAS_...) are the same in both */
 bool ct_record_same_extra(const CtRecord *a, const CtRecord *b, unsigned has);
+
+/**
+ * ct_record_refreshed() - whether @b, a later view of @a, will live so much longer that another host must hear of it
+ *
+ * Only in tables that no packet refreshes on the other host before the switch: more than a quarter of what was told.
+ */
+bool ct_record_refreshed(const CtRecord *a, const CtRecord *b);
+
+/** ct_record_left() - seconds that are left of a lifetime, at least 1; @now: second of the monotonic clock */
+uint32_t ct_record_left(const CtRecord *record, uint32_t now);
 
 /** ct_name_valid() - whether a name in @size bytes is one: ends in them, not empty, printable characters, no blanks */
 bool ct_name_valid(const char *name, size_t size);

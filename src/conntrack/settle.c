@@ -107,6 +107,8 @@ int ct_apply_settle_some(CtApply *a, Error **err)
 	int r = 0;
 
 	a->now = ct_apply_seconds();
+	if (a->other)
+		return 0;
 	if (a->settle_next < a->table.used)
 		r = settle_group(a, a->settle_next, &a->settle_next);
 	if (r < 0)

@@ -315,7 +315,7 @@ static bool differs(const CtRecord *a, const CtRecord *b)
 {
 	return ((a->has ^ b->has) & ~(CT_HAS_MARK | CT_HAS_ID)) || a->status != b->status || a->mark != b->mark ||
 	       memcmp(&a->reply, &b->reply, sizeof(a->reply)) != 0 || memcmp(&a->tcp, &b->tcp, sizeof(a->tcp)) != 0 ||
-	       !ct_record_same_extra(a, b, CT_HAS_EXTRA);
+	       !ct_record_same_extra(a, b, CT_HAS_EXTRA) || ct_record_refreshed(a, b);
 }
 
 void ct_table_dump_record(CtTable *table, const CtRecord *record)
@@ -334,7 +334,8 @@ void ct_table_dump_record(CtTable *table, const CtRecord *record)
 	change = (e->flags & CT_ENTRY_GONE) || !same_id(&e->record, record) || differs(&e->record, record);
 	if ((e->flags & CT_ENTRY_GONE) || !same_id(&e->record, record))
 		renew(table, i);
-	ct_record_assign(&e->record, record);
+	if (change || !(record->has & CT_HAS_CILIUM)) /* what a refresh is compared with is what was told */
+		ct_record_assign(&e->record, record);
 	e->seen = table->dump;
 	table->untold += change && table->dump > 1;
 	if (change)

@@ -26,6 +26,7 @@ enum {
 	CT_ENTRY_NO_LABELS = 1 << 8,
 	CT_ENTRY_NO_MASTER = 1 << 9,
 	CT_ENTRY_NO_MARK = 1 << 10,
+	CT_ENTRY_ENDING = 1 << 11, /* sink of another table: it was told to end, and is forgotten once that is written */
 };
 
 typedef struct CtEntry {

@@ -33,6 +33,8 @@
 #define ATTR_SCTP (0x08 | ATTR_MANDATORY)
 #define ATTR_DCCP (0x09 | ATTR_MANDATORY)
 #define ATTR_EXPECT (0x0a | ATTR_MANDATORY)
+#define ATTR_CILIUM (0x0b | ATTR_MANDATORY)
+#define CILIUM_VALUE 42 /* bytes after the flags of the tuple, in all but a delete */
 
 static uint8_t *put_u16(uint8_t *p, uint16_t v)
 {
@@ -44,6 +46,12 @@ static uint8_t *put_u32(uint8_t *p, uint32_t v)
 {
 	v = htobe32(v);
 	return mempcpy(p, &v, 4);
+}
+
+static uint8_t *put_u64(uint8_t *p, uint64_t v)
+{
+	v = htobe64(v);
+	return mempcpy(p, &v, 8);
 }
 
 static uint8_t *put_tuple(uint8_t *p, const CtTuple *tuple, size_t len)
@@ -109,11 +117,9 @@ static uint8_t *put_sctp(uint8_t *p, const CtRecord *r, _unused_ size_t len)
 
 static uint8_t *put_dccp(uint8_t *p, const CtRecord *r, _unused_ size_t len)
 {
-	uint64_t seq = htobe64(r->extra->dccp.handshake);
-
 	*p++ = r->extra->dccp.state;
 	*p++ = r->extra->dccp.role;
-	return mempcpy(p, &seq, 8);
+	return put_u64(p, r->extra->dccp.handshake);
 }
 
 static uint8_t *put_expect(uint8_t *p, const CtRecord *r, size_t len)
@@ -127,6 +133,19 @@ static uint8_t *put_expect(uint8_t *p, const CtRecord *r, size_t len)
 	if (e->has_nat)
 		p = put_tuple(p, &e->nat, len);
 	return mempcpy(p, e->function, strnlen(e->function, CT_FUNCTION));
+}
+
+static uint8_t *put_cilium(uint8_t *p, const CtCilium *c)
+{
+	p = put_u64(p, c->reserved);
+	p = put_u64(p, c->backend);
+	p = put_u64(p, c->packets);
+	p = put_u64(p, c->bytes);
+	p = put_u16(p, c->flags);
+	p = put_u16(p, c->rev_nat);
+	*p++ = c->tx_flags;
+	*p++ = c->rx_flags;
+	return put_u32(p, c->identity);
 }
 
 static const struct {
@@ -159,6 +178,12 @@ static uint8_t *put_attributes(uint8_t *p, const CtRecord *record, bool mark, un
 		*p++ = record->key.zone_dir;
 		attribute_end(value, p);
 	}
+	if (record->key.map == CT_MAP_CILIUM) {
+		value = attribute(p, ATTR_CILIUM);
+		*value = record->key.flags;
+		p = has & CT_HAS_CILIUM ? put_cilium(value + 1, &record->extra->cilium) : value + 1;
+		attribute_end(value, p);
+	}
 	for (size_t i = 0; has && i < ARRAY_SIZE(extras); i++)
 		if (has & extras[i].has) {
 			value = attribute(p, extras[i].type);
@@ -180,9 +205,9 @@ size_t ct_wire_record(uint8_t *to, CtWireOp op, const CtRecord *record)
 
 	if (key->family == AF_INET6)
 		kind |= KIND_IPV6;
-	if (mark || key->zone || has)
+	if (mark || key->zone || key->map || has)
 		kind |= KIND_ATTRIBUTES;
-	if (put && !key->expect &&
+	if (put && !key->expect && !key->map &&
 	    (!ct_tuple_invert(&key->orig, key->protocol, &inverse) ||
 	     memcmp(&inverse, &record->reply, sizeof(inverse)) != 0))
 		kind |= KIND_REPLY;
@@ -305,6 +330,11 @@ static bool get_tuple(CtWireReader *reader, size_t len, CtTuple *ret)
 	return true;
 }
 
+static uint64_t get_u64(const uint8_t *p)
+{
+	return (uint64_t)get_u32(p) << 32 | get_u32(p + 4);
+}
+
 typedef bool (*GetValue)(const uint8_t *p, size_t len, CtRecord *record);
 
 static size_t tuple_length(const CtRecord *record)
@@ -384,7 +414,7 @@ static bool get_dccp(const uint8_t *p, size_t len, CtRecord *record)
 	if (len != 10)
 		return false;
 	record->extra->dccp =
-		(CtDccp){.handshake = (uint64_t)get_u32(p + 2) << 32 | get_u32(p + 6), .state = p[0], .role = p[1]};
+		(CtDccp){.handshake = get_u64(p + 2), .state = p[0], .role = p[1]};
 	return true;
 }
 
@@ -437,10 +467,33 @@ static int get_zone(CtWireReader *reader, const uint8_t *p, size_t len, CtRecord
 	return 0;
 }
 
+static int get_cilium(CtWireReader *reader, const uint8_t *p, size_t len, CtRecord *record)
+{
+	if (len != 1 && len != 1 + CILIUM_VALUE)
+		return bad(reader, "entry of Cilium's of a wrong length");
+	record->key.map = CT_MAP_CILIUM;
+	record->key.flags = *p++;
+	if (len == 1)
+		return 0;
+	record->extra->cilium = (CtCilium){.reserved = get_u64(p),
+					   .backend = get_u64(p + 8),
+					   .packets = get_u64(p + 16),
+					   .bytes = get_u64(p + 24),
+					   .flags = get_u16(p + 32),
+					   .rev_nat = get_u16(p + 34),
+					   .tx_flags = p[36],
+					   .rx_flags = p[37],
+					   .identity = get_u32(p + 38)};
+	record->has |= CT_HAS_CILIUM;
+	return 0;
+}
+
 static int get_attribute(CtWireReader *reader, uint8_t type, const uint8_t *p, size_t len, CtRecord *record)
 {
 	if (type == ATTR_ZONE)
 		return get_zone(reader, p, len, record);
+	if (type == ATTR_CILIUM)
+		return get_cilium(reader, p, len, record);
 	for (size_t i = 0; i < ARRAY_SIZE(attributes); i++)
 		if (attributes[i].type == type) {
 			if (!attributes[i].get(p, len, record))
@@ -524,6 +577,18 @@ static const char *tcp_refusal(const CtTcp *tcp)
 	return tcp->wscale[0] > CT_WSCALE_MAX || tcp->wscale[1] > CT_WSCALE_MAX ? "window scale out of range" : NULL;
 }
 
+/* Its tuples are no concern of the kernel's: ICMP types need no answer. */
+static const char *cilium_refusal(CtWireOp op, const CtRecord *record)
+{
+	CtTuple reply = {};
+
+	(void)ct_tuple_invert(&record->key.orig, record->key.protocol, &reply);
+	if (record->key.family != AF_INET || record->key.expect || record->key.zone ||
+	    memcmp(&reply, &record->reply, sizeof(reply)) != 0)
+		return "an entry of Cilium's that cannot be";
+	return op != CT_WIRE_DELETE && !(record->has & CT_HAS_CILIUM) ? "an entry of Cilium's that lacks its value" : NULL;
+}
+
 /* What makes a well-formed record unacceptable, or NULL. */
 static const char *refusal(CtWireOp op, const CtRecord *record)
 {
@@ -533,6 +598,8 @@ static const char *refusal(CtWireOp op, const CtRecord *record)
 
 	if (why)
 		return why;
+	if (key->map == CT_MAP_CILIUM)
+		return cilium_refusal(op, record);
 	if (key->protocol == IPPROTO_ICMP ? key->family != AF_INET
 					  : key->protocol == IPPROTO_ICMPV6 && key->family != AF_INET6)
 		return "protocol of the other address family";

@@ -13,6 +13,7 @@
 
 #include "basic/crc32.h"
 #include "basic/text.h"
+#include "conntrack/cilium.h"
 #include "conntrack/wire.h"
 
 static CtRecord record_new(const char *src, const char *dst, uint8_t protocol, uint16_t a, uint16_t b)
@@ -578,6 +579,69 @@ static void test_crc(void **state)
 	assert_int_equal(crc32_add(crc32_add(0, "1234", 4), "56789", 5), 0xcbf43926);
 }
 
+/* An entry as the agent writes it, to a record, to wire bytes and back to the same entry, but for the reports' times. */
+static void test_cilium(void **state)
+{
+	static const uint8_t entry[CT_CILIUM_ENTRY] = {
+		192, 0, 2, 1, 10, 0, 0, 5, 0x01, 0xbb, 0x9c, 0x40, 6, 1,
+		1, 0, 0, 0, 0, 0, 0, 0x80, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0,
+		0x40, 0x1f, 0, 0, 0x13, 0x04, 0x01, 0x02, 0x1b, 0x12, 5, 0, 0, 0,
+	};
+	static const uint8_t golden[] = {
+		0x10, 6, 10, 0, 0, 5, 192, 0, 2, 1, 0x9c, 0x40, 0x01, 0xbb, 0, 0x0e, 0, 0, 0x1f, 0x40, 7, 0, 0, 0, 0, 45,
+		0x8b, 43, 1, 0x80, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3,
+		0, 0, 0, 0, 0, 0, 0, 4, 0x04, 0x13, 0x01, 0x02, 0x1b, 0x12, 0, 0, 0, 5,
+	};
+	uint8_t batch[CT_WIRE_HEADER + CT_WIRE_RECORD_MAX], again[CT_CILIUM_ENTRY];
+	CtRecord record, back;
+	CtExtra own = {};
+	CtWireReader reader;
+	CtWireOp op;
+	size_t len;
+
+	(void)state;
+	assert_true(ct_cilium_read(entry, 1000, &own, &record));
+	assert_int_equal(own.cilium.expires, 9000);
+	len = batch_of(batch, CT_WIRE_PUT, &record);
+	assert_int_equal(len, CT_WIRE_HEADER + sizeof(golden));
+	assert_memory_equal(batch + CT_WIRE_HEADER, golden, sizeof(golden));
+	ct_wire_read(&reader, batch, len);
+	assert_int_equal(ct_wire_next(&reader, &op, &back), 1);
+	assert_memory_equal(&back.key, &record.key, sizeof(back.key));
+	ct_cilium_write(&back, again);
+	assert_memory_equal(again, entry, sizeof(again));
+	len = batch_of(batch, CT_WIRE_DELETE, &record);
+	ct_wire_read(&reader, batch, len);
+	assert_int_equal(ct_wire_next(&reader, &op, &back), 1);
+	assert_memory_equal(&back.key, &record.key, sizeof(back.key));
+}
+
+/* Each is well formed, and refused. */
+static void test_cilium_refused(void **state)
+{
+	static const uint8_t entry[CT_CILIUM_ENTRY] = {192, 0, 2, 1, 10, 0, 0, 5, 0, 80, 4, 0, 17, 0, [46] = 60};
+	CtExtra own = {};
+	CtRecord good, bad;
+
+	(void)state;
+	assert_true(ct_cilium_read(entry, 0, &own, &good));
+	for (int what = 0; what < 3; what++) {
+		uint8_t batch[CT_WIRE_HEADER + CT_WIRE_RECORD_MAX];
+		const char *why;
+		CtWireOp op;
+
+		bad = good;
+		if (what == 0)
+			bad.key.zone = 5;
+		else if (what == 1)
+			bad.key.family = AF_INET6;
+		else
+			bad.has &= (uint16_t)~CT_HAS_CILIUM;
+		assert_int_equal(read_one(batch, batch_of(batch, CT_WIRE_PUT, &bad), &op, &bad, &why), -EINVAL);
+		assert_non_null(strstr(why, "Cilium"));
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -594,6 +658,8 @@ int main(void)
 		cmocka_unit_test(test_golden_extras),
 		cmocka_unit_test(test_largest),
 		cmocka_unit_test(test_hostile_expectations),
+		cmocka_unit_test(test_cilium),
+		cmocka_unit_test(test_cilium_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

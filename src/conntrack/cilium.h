@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include "other.h"
+
+/*
+ * Cilium's connection tracking table, by the agent's API on its UNIX socket:
+ *   GET  /v1/conntrack/export?ip4=A    answers with entries, an octet stream
+ *   POST /v1/conntrack/import          takes the same; 400: not this version
+ * Both carry the header Cilium-Conntrack-Export-Version: 1, which an answer may lack. IPv4 only.
+ */
+
+/*
+ * An entry: struct ipv4_ct_tuple (destination, source, destination port, source port, protocol, flags) and struct
+ * ct_entry (reserved 8, backend 8, packets 8, bytes 8, lifetime 4, flags 2, rev_nat_index 2, TCP flags seen 1 and 1,
+ * source identity 4, last report 4 and 4) of bpf/lib/common.h. Addresses, ports and rev_nat_index are in network order,
+ * all else is little-endian; the lifetime is what is left of it, in seconds.
+ */
+#define CT_CILIUM_ENTRY 68
+#define CT_CILIUM_VERSION 1
+
+/**
+ * ct_cilium_read() - a record from an entry
+ * @now: second of the monotonic clock
+ * @extra: the record's, valid as long as that is used
+ *
+ * Return: false when its lifetime is over.
+ */
+bool ct_cilium_read(const uint8_t entry[CT_CILIUM_ENTRY], uint32_t now, CtExtra *extra, CtRecord *ret);
+
+/**
+ * ct_cilium_write() - an entry from a record
+ *
+ * The times of the last reports are those of another host's clock: they are 0, as of one that was never reported.
+ */
+void ct_cilium_write(const CtRecord *record, uint8_t to[CT_CILIUM_ENTRY]);
+
+/**
+ * ct_cilium_new() - the table of an agent
+ * @socket: path, usually /var/run/cilium/cilium.sock
+ *
+ * Nothing is asked yet. Return: 0 or negative errno with @err set.
+ */
+int ct_cilium_new(const char *socket, CtOther **ret, Error **err);
