@@ -3,11 +3,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+#include "text.h"
 
 int fd_close(int fd)
 {
@@ -87,25 +90,27 @@ static int unix_address(const char *path, struct sockaddr_un *ret)
 
 int unix_listen(const char *path, mode_t mode)
 {
+	_cleanup_free_ char *fresh = xasprintf("%s.new", path);
 	_cleanup_fd_ int fd = -1;
 	struct sockaddr_un sa;
 	mode_t mask;
 	int r;
 
-	r = unix_address(path, &sa);
+	/* Under another name first: at no moment is there nothing to connect to, or somebody who does not listen yet. */
+	r = unix_address(fresh, &sa);
 	if (r < 0)
 		return r;
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return -errno;
-	if (unlink(path) < 0 && errno != ENOENT)
+	if (unlink(fresh) < 0 && errno != ENOENT)
 		return -errno;
 	mask = umask(0777 & ~mode);
 	r = bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 ? -errno : 0;
 	umask(mask);
 	if (r < 0)
 		return r;
-	if (listen(fd, 64) < 0)
+	if (listen(fd, 64) < 0 || rename(fresh, path) < 0)
 		return -errno;
 	return TAKE_FD(fd);
 }

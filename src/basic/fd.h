@@ -27,8 +27,8 @@ int fd_write_all(int fd, const void *data, size_t len);
 ssize_t fd_read_all(int fd, void *data, size_t len);
 
 /**
- * unix_listen() - bind and listen on a UNIX stream socket, replacing a stale one
- * @path: at most 107 bytes
+ * unix_listen() - bind and listen on a UNIX stream socket, in place of the one before it
+ * @path: at most 103 bytes
  * @mode: file mode of the socket
  *
  * Return: a non-blocking, close-on-exec fd, or negative errno (-ENAMETOOLONG for a long path).
