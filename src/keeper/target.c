@@ -65,9 +65,12 @@ int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *err
 	if (r >= 0)
 		r = target_admit(c, &p, &def, &err);
 	if (r >= 0 && p.check_only) {
+		const char *advice = qemu_memory_advice(def);
 		PrepareReply reply = {};
 
-			sink_tell_check(k, def, &reply);
+		sink_tell_check(k, def, &reply);
+		if (advice)
+			strv_add(&reply.warnings, "%s", advice);
 		vm_definition_free(def);
 		r = reply_prepare(message, &reply);
 		strv_free(reply.warnings);

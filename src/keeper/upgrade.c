@@ -230,6 +230,19 @@ static Upgrade *upgrade_new(Move *m, VmDefinition *def, bool copy)
 	return up;
 }
 
+static void warn_of_memory(Move *m, const VmDefinition *def)
+{
+	const char *advice = qemu_memory_advice(def);
+
+	if (advice)
+		move_warn(m, "%s", advice);
+	if (m->k->def->memory_backing == MEMORY_PRIVATE)
+		move_warn(
+			m,
+			"its memory is its QEMU's own and has to be copied; from then on it is shared, until the VM's "
+			"next start: its definition says memory-backing = \"private\"");
+}
+
 int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Error **err)
 {
 	Move *m = k->move;
@@ -260,11 +273,7 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 	move_fact(m, MOVE_FACT_ALIVE, true);
 	log_info("upgrade %s of %s (%s): %s -> %s%s", m->id, k->name, vm_state_to_string(k->state), m->up->from_binary,
 		 m->up->to_binary, m->opt.check_only ? " (check)" : "");
-	if (k->def->memory_backing == MEMORY_PRIVATE)
-		move_warn(
-			m,
-			"its memory is its QEMU's own and has to be copied; from then on it is shared, until the VM's "
-			"next start: its definition says memory-backing = \"private\"");
+	warn_of_memory(m, def);
 	move_event(m, MOVE_EV_UPGRADE);
 	return 0;
 }

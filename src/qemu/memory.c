@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "basic/fd.h"
+#include "basic/fs.h"
 #include "process.h"
 
 /* Mapping hugetlb pages shared reserves them for the file, and the reservation stays when the mapping goes: so the
@@ -59,6 +61,34 @@ static int tmpfs_file(void)
 		return -errno;
 	fd = openat(mount, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	return fd < 0 ? -errno : fd;
+}
+
+#define SHMEM_ENABLED "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+#define SLOWER "a large guest is slower under KVM than with memory-backing = \"huge\" or \"private\""
+
+const char *qemu_memory_advice_for(const char *setting, bool own_tmpfs)
+{
+	if (!setting)
+		return "this kernel has no transparent huge pages for shared memory: " SLOWER;
+	if (strstr(setting, "[deny]"))
+		return "shared memory gets no huge pages, " SHMEM_ENABLED " is \"deny\": " SLOWER
+		       " (echo advise >" SHMEM_ENABLED ")";
+	if (!own_tmpfs && strstr(setting, "[never]"))
+		return "vmferry may not mount a tmpfs of its own, and for other shared memory " SHMEM_ENABLED
+		       " is \"never\": " SLOWER " (echo advise >" SHMEM_ENABLED ")";
+	return NULL;
+}
+
+const char *qemu_memory_advice(const VmDefinition *def)
+{
+	_cleanup_free_ char *setting = NULL;
+	_cleanup_fd_ int fd = -1;
+
+	if (def->memory_backing != MEMORY_SHARED)
+		return NULL;
+	(void)file_read(SHMEM_ENABLED, 256, &setting, NULL);
+	fd = tmpfs_file();
+	return qemu_memory_advice_for(setting, fd >= 0);
 }
 
 static int memory_file(bool huge)

@@ -111,3 +111,16 @@ int qemu_process_shutdown_sockets(const QemuProcess *process, const char *addres
  * Return: fd (close-on-exec), or negative errno with @err set.
  */
 int qemu_memfd_new(const VmDefinition *def, Error **err);
+
+/**
+ * qemu_memory_advice() - what memory-backing = "shared" costs on this host, if it does
+ *
+ * Return: a sentence for people, or NULL: such memory has transparent huge pages here.
+ */
+const char *qemu_memory_advice(const VmDefinition *def);
+/**
+ * qemu_memory_advice_for() - the same, pure
+ * @setting:   contents of transparent_hugepage/shmem_enabled, NULL: not there. Documentation/admin-guide/mm/transhuge.rst
+ * @own_tmpfs: whether guest memory lies in a tmpfs of our own, with huge=advise
+ */
+const char *qemu_memory_advice_for(const char *setting, bool own_tmpfs);
