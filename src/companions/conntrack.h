@@ -45,12 +45,16 @@ void input_done(Input *input);
  * input_next() - wait for more
  * @ret: a whole batch, valid until the next call
  *
- * Return: 1, 0 at the end of the stream, or negative errno with @err set.
+ * Return: 1, 0 at the end of the stream, -EAGAIN where a non-blocking fd has no whole batch yet, or negative errno with
+ * @err set.
  */
 int input_next(Input *input, const uint8_t **ret, size_t *ret_len, Error **err);
 
 /** output_write() - write batches in wire format to a file descriptor in another. Return: 0 or negative errno */
 int output_write(int fd, Format format, const uint8_t *batches, size_t len);
+
+/** output_begun() - say that a first dump is written, and what changed during it. Return: 0 or negative errno */
+int output_begun(int fd, Format format);
 
 /** output_end() - say that the table is whole. Return: 0 or negative errno */
 int output_end(int fd, Format format);

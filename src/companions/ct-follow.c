@@ -18,7 +18,7 @@ typedef struct Following {
 	uint64_t resynced;
 	uint64_t records, bytes;
 	uint64_t dumps; /* as last said */
-	bool switched;	/* told to, not cut off */
+	bool switching; /* told to; once the first dump is there */
 	bool polled;	/* a table without events */
 } Following;
 
@@ -54,6 +54,22 @@ static int write_deltas(Following *f)
 	return r;
 }
 
+static int switch_now(Following *f)
+{
+	f->switching = true;
+	return f->dumps ? sd_event_exit(f->event, 0) : 0;
+}
+
+/* All that a dump found is written. */
+static int after_dump(Following *f, uint64_t dumps)
+{
+	int r = f->dumps ? 0 : output_begun(STDOUT_FILENO, tool_format(f->tool, FORMAT_WIRE));
+
+	say(f, f->dumps ? "resynced" : "complete");
+	f->dumps = dumps;
+	return r >= 0 && f->switching ? switch_now(f) : r;
+}
+
 static int on_timer(sd_event_source *s, uint64_t usec, void *userdata)
 {
 	Following *f = userdata;
@@ -61,9 +77,8 @@ static int on_timer(sd_event_source *s, uint64_t usec, void *userdata)
 	int r = write_deltas(f);
 
 	ct_follow_stats(f->follow, &stats);
-	if (stats.dumps > f->dumps)
-		say(f, f->dumps ? "resynced" : "complete");
-	f->dumps = stats.dumps;
+	if (r >= 0 && stats.dumps > f->dumps)
+		r = after_dump(f, stats.dumps);
 	if (f->resync && usec - f->resynced >= f->resync) {
 		f->resynced = usec;
 		(void)ct_follow_resync(f->follow);
@@ -73,12 +88,6 @@ static int on_timer(sd_event_source *s, uint64_t usec, void *userdata)
 	if (r < 0)
 		return sd_event_exit(f->event, r);
 	return sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
-}
-
-static int switch_now(Following *f)
-{
-	f->switched = true;
-	return sd_event_exit(f->event, 0);
 }
 
 /* SIGUSR1: switch. SIGUSR2: dump again. SIGTERM, SIGINT: leave, the table is not whole. */

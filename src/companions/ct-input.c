@@ -42,7 +42,7 @@ static ssize_t fill(Input *in, Error **err)
 		n = read(in->fd, in->data + in->used, in->size - in->used - 1);
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
-		return error_set(err, -errno, "Cannot read: %m");
+		return errno == EAGAIN ? -EAGAIN : error_set(err, -errno, "Cannot read: %m");
 	in->used += (size_t)n;
 	in->end_of_file = n == 0;
 	return n;

@@ -50,6 +50,17 @@ int output_write(int fd, Format format, const uint8_t *batches, size_t len)
 	return r < 0 ? r : fd_write_all(fd, buffer, used);
 }
 
+/* A batch of no records. */
+int output_begun(int fd, Format format)
+{
+	uint8_t batch[CT_WIRE_HEADER];
+
+	if (format != FORMAT_WIRE)
+		return 0;
+	ct_wire_header(batch, sizeof(batch), 0);
+	return fd_write_all(fd, batch, sizeof(batch));
+}
+
 int output_end(int fd, Format format)
 {
 	uint8_t batch[CT_WIRE_HEADER];

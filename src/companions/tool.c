@@ -144,7 +144,7 @@ static int parse_verb(Tool *tool, int argc, char **argv, Error **err)
 				  {verb->options, tool->options},
 				  {verb->selects ? select_options : NULL, tool->options},
 				  {NULL, NULL}};
-	int first = options_parse(sets, argc, argv, false, NULL, err);
+	int first = options_parse(sets, argc, argv, verb->words_follow, NULL, err);
 	bool help = false;
 
 	if (first < 0)

@@ -24,6 +24,7 @@ typedef struct Verb {
 	bool selects, select_is_optional;
 	int max_args;
 	int (*run)(const Tool *tool, Error **err); /* 0, or negative errno with @err set */
+	bool words_follow;
 } Verb;
 
 typedef struct Program {

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include <systemd/sd-event.h>
+
+#include "basic/error.h"
+
+/*
+ * The gate of a guest that is to come: a UNIX socket that a hook of the manager waits at before the guest may go on.
+ * Who connects says "wait\n" and is told "ok\n" when the connections are in, or when it has waited for the bound.
+ */
+typedef struct Gate Gate;
+
+/** struct GateStats - how those that waited were let through */
+typedef struct GateStats {
+	uint64_t completed, timeout;
+} GateStats;
+
+/** gate_path() - the socket for a guest of this name, any text; free() it */
+char *gate_path(const char *name);
+
+/**
+ * gate_new() - make the socket, replacing a stale one; closed
+ * @bound: microseconds that nobody waits longer than
+ *
+ * Return: 0, or negative errno with @err set.
+ */
+int gate_new(sd_event *event, const char *name, uint64_t bound, Gate **ret, Error **err);
+
+/** gate_ready() - the connections are in: who waits goes on, and who comes from now on does at once */
+void gate_ready(Gate *gate);
+
+void gate_stats(const Gate *gate, GateStats *ret);
+
+/** gate_free() - remove the socket; who still waits goes on. Return: NULL */
+Gate *gate_free(Gate *gate);
+
+/**
+ * gate_wait() - the hook's side
+ * @bound: microseconds
+ *
+ * Return: 1 when it was told to go on, 0 when there is no gate, -ETIMEDOUT, or negative errno.
+ */
+int gate_wait(const char *name, uint64_t bound);

@@ -1,0 +1,611 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The operator's end: virsh migrate, with the two ends of the connections beside it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "basic/clock.h"
+#include "basic/fd.h"
+#include "basic/process.h"
+#include "companions/libvirt.h"
+#include "peer/destination.h"
+
+#define END_USEC (2 * USEC_PER_SEC)	  /* for the other ends, after virsh has ended */
+#define CANCEL_USEC (200 * USEC_PER_MSEC) /* until it is tried again */
+#define NAMESPACE "urn:vmferry:domain:1"
+
+typedef struct Migrate {
+	const Tool *tool;
+	sd_event *event;
+	const char *domain, *uri, *desturi; /* as given */
+	char *name;			    /* the domain's */
+	char *dname;			    /* and the one it gets on the target */
+	char **addresses;
+	char **words;		/* of follow and flush: the selection */
+	Destination *from, *to; /* NULL: here */
+	bool hard;		/* libvirt leaves it paused */
+	bool resume;		/* which it is not to stay */
+	Helper *virsh, *follow, *receive, *cancel;
+	int switch_fd; /* closing it is the switch */
+	sd_event_source *late, *again;
+	int status; /* of virsh */
+	bool virsh_ended, arrived, running, failed;
+	uint64_t begin;
+	json_object *result; /* what receive said last */
+} Migrate;
+
+static void migrate_done(Migrate *m)
+{
+	fd_close(m->switch_fd);
+	helper_free(m->virsh);
+	helper_free(m->follow);
+	helper_free(m->receive);
+	helper_free(m->cancel);
+	sd_event_source_disable_unref(m->again);
+	sd_event_source_disable_unref(m->late);
+	sd_event_unref(m->event);
+	destination_free(m->from);
+	destination_free(m->to);
+	strv_free(m->addresses);
+	strv_free(m->words);
+	json_object_put(m->result);
+	free(m->name);
+	free(m->dname);
+}
+
+static void warn(const char *text, const char *more)
+{
+	fprintf(stderr, "vmferry-libvirt: warning: %s%s\n", text, more);
+}
+
+/* ---- where ---- */
+
+/*
+ * The host in a libvirt URI, "driver+transport://[user@]host[:port]/...", as a destination; port and user are ssh's own
+ * only where libvirt uses ssh. Return: text, or NULL where there is none: this host.
+ */
+static char *uri_host(const char *uri)
+{
+	const char *sep = uri ? strstr(uri, "://") : NULL, *host = sep ? sep + 3 : NULL, *at;
+	size_t len = host ? strcspn(host, "/?#") : 0, scheme = sep ? (size_t)(sep - uri) : 0;
+	bool ssh = scheme >= 4 && strncmp(sep - 4, "+ssh", 4) == 0;
+
+	if (!len)
+		return NULL;
+	if (ssh)
+		return xasprintf("ssh://%.*s", (int)len, host);
+	at = memrchr(host, '@', len);
+	if (at) {
+		len -= (size_t)(at + 1 - host);
+		host = at + 1;
+	}
+	at = memrchr(host, ':', len);
+	if (at && !memchr(at, ']', len - (size_t)(at - host)))
+		len = (size_t)(at - host);
+	return xasprintf("ssh://%.*s", (int)len, host);
+}
+
+static int find_host(const Tool *tool, const char *option, const char *uri, Destination **ret, Error **err)
+{
+	const char *given = tool_text(tool, option, NULL);
+	_cleanup_free_ char *told = given ? NULL : uri_host(uri);
+	int r = given || told ? destination_parse(given ?: told, ret, err) : 0;
+
+	if (r < 0)
+		error_hint(err, "give --%s", option);
+	return r;
+}
+
+/* A command to run on a host: behind ssh, behind the words of exec:, or as it is. */
+static int command_on(const Destination *host, char *const *words, char ***ret, Error **err)
+{
+	_cleanup_free_ char *line = NULL;
+
+	if (!host || host->exec) {
+		*ret = host ? strv_copy(host->exec) : NULL;
+		for (size_t i = 0; words[i]; i++)
+			strv_push(ret, xstrdup(words[i]));
+		return 0;
+	}
+	/* Nothing in them needs quotes: they are ours, addresses, numbers. */
+	for (size_t i = 0; words[i]; i++) {
+		char *longer = line ? xasprintf("%s %s", line, words[i]) : xstrdup(words[i]);
+
+		free(line);
+		line = longer;
+	}
+	return destination_argv(host, &(DestinationOptions){.ssh = getenv("VMFERRY_SSH"), .remote_command = line}, NULL,
+				false, ret, err);
+}
+
+/* ---- what is to be moved ---- */
+
+static const char *const questions[] = {
+	"//*[local-name()=\"address\" and namespace-uri()=\"" NAMESPACE "\"]/text()",
+	"//interface/filterref/parameter[@name=\"IP\" or @name=\"IPV6\"]/@value",
+	"/domain/name/text()",
+};
+
+/* Words that are addresses, in XPath's text or in attributes. */
+static void addresses_in(const char *text, char ***ret)
+{
+	_cleanup_free_ char *copy = xstrdup(text);
+	char *save = NULL;
+
+	for (char *word = strtok_r(copy, " \t\n\"/", &save); word; word = strtok_r(NULL, " \t\n\"/", &save)) {
+		_cleanup_(ct_select_freep)
+		CtSelect *select = NULL;
+
+		if (ct_select_new((char *const[]){word, NULL}, &select, NULL) >= 0 && !strv_contains(*ret, word))
+			strv_push(ret, xstrdup(word));
+	}
+}
+
+static void unescape(char *text)
+{
+	static const struct {
+		const char *entity;
+		char c;
+	} entities[] = {{"&lt;", '<'}, {"&gt;", '>'}, {"&quot;", '"'}, {"&apos;", '\''}, {"&amp;", '&'}};
+	char *to = text;
+
+	while (*text) {
+		size_t i;
+
+		for (i = 0; i < ARRAY_SIZE(entities) && !startswith(text, entities[i].entity); i++)
+			;
+		*to++ = i < ARRAY_SIZE(entities) ? entities[i].c : *text;
+		text += i < ARRAY_SIZE(entities) ? strlen(entities[i].entity) : 1;
+	}
+	*to = '\0';
+}
+
+/* One virsh for all: the answers are told apart by a mark that is new each time. */
+static int ask_virsh(Migrate *m, char **ret_answers, Error **err)
+{
+	_cleanup_free_ char *domain = virsh_quote(m->domain), *mark = text_random_id(), *script = NULL, *text = NULL;
+	char *at;
+	int r;
+
+	script = xasprintf("domstate %s; echo %s; dumpxml %s --xpath '%s'; echo %s; dumpxml %s --xpath '%s'; echo %s; "
+			   "dumpxml %s --xpath '%s'",
+			   domain, mark, domain, questions[0], mark, domain, questions[1], mark, domain, questions[2]);
+	r = virsh_ask(m->uri, script, &text, err);
+	if (r < 0)
+		return r;
+	at = text;
+	for (size_t i = 0; i < 4; i++) {
+		char *end = strstr(at, mark);
+
+		if (!end != (i == 3))
+			return error_set(err, -EPROTO, "virsh's answer about %s cannot be read", m->domain);
+		ret_answers[i] = strndup(at, end ? (size_t)(end - at) : strlen(at));
+		at = end ? end + strlen(mark) : at;
+	}
+	return 0;
+}
+
+static void ask_agent(Migrate *m)
+{
+	_cleanup_free_ char *domain = virsh_quote(m->domain),
+			    *script = xasprintf("domifaddr %s --source agent", domain), *text = NULL;
+
+	if (virsh_ask(m->uri, script, &text, NULL) >= 0)
+		addresses_in(text, &m->addresses);
+}
+
+static int learn(Migrate *m, Error **err)
+{
+	char *answers[4] = {};
+	json_object *list;
+	int r = ask_virsh(m, answers, err);
+
+	if (r >= 0) {
+		m->name = xstrdup(answers[3]);
+		m->name[strcspn(m->name, "\n")] = '\0';
+		unescape(m->name);
+		m->resume &= !startswith(answers[0], "paused");
+	}
+	if (r >= 0 && json_get_array(m->tool->options, "address", &list))
+		for (size_t i = 0; i < json_object_array_length(list); i++)
+			strv_push(&m->addresses, xstrdup(json_object_get_string(json_object_array_get_idx(list, i))));
+	for (size_t i = 1; r >= 0 && i < 3 && !m->addresses; i++)
+		addresses_in(answers[i], &m->addresses);
+	for (size_t i = 0; i < ARRAY_SIZE(answers); i++)
+		free(answers[i]);
+	if (r >= 0 && !m->addresses && ct_select_empty(m->tool->select))
+		ask_agent(m);
+	if (r < 0 || m->addresses || !ct_select_empty(m->tool->select))
+		return r;
+	error_set(err, -EINVAL, "whose entries? Nothing says which addresses %s has", m->name);
+	error_hint(err, "give --address, or put them into the domain's metadata: see vmferry-libvirt(1)");
+	return -EINVAL;
+}
+
+/* Words for virsh that change what we do. */
+static int read_words(Migrate *m, Error **err)
+{
+	char *const *args = m->tool->args;
+
+	if (strv_length(args) < 2)
+		return error_set(err, -EINVAL, "migrate takes DOMAIN DEST-URI [VIRSH-OPTION...]");
+	m->domain = args[0];
+	m->desturi = args[1];
+	m->hard = !streq(tool_text(m->tool, "gate", "hard"), "soft");
+	for (size_t i = 2; args[i]; i++) {
+		const char *dname = startswith(args[i], "--dname=");
+
+		if (streq(args[i], "--offline") || streq(args[i], "--postcopy-resume"))
+			return error_set(err, -EINVAL, "%s: there are no connections to carry; use virsh itself",
+					 args[i]);
+		if (startswith(args[i], "--postcopy") || streq(args[i], "--timeout-postcopy"))
+			m->hard = false; /* a guest that is paused there cannot fetch its pages */
+		if (streq(args[i], "--suspend"))
+			m->resume = false;
+		if (!dname && streq(args[i], "--dname"))
+			dname = args[i + 1];
+		if (dname) {
+			free(m->dname);
+			m->dname = xstrdup(dname);
+		}
+	}
+	return 0;
+}
+
+/* ---- the three of them ---- */
+
+static void switch_now(Migrate *m)
+{
+	m->switch_fd = fd_close(m->switch_fd);
+}
+
+static void end_if_over(Migrate *m)
+{
+	if (m->virsh_ended && !helper_running(m->follow) && !helper_running(m->receive))
+		(void)sd_event_exit(m->event, 0);
+}
+
+static int cancel(Migrate *m);
+
+static int on_cancel_again(_unused_ sd_event_source *s, _unused_ uint64_t usec, void *userdata)
+{
+	return cancel(userdata);
+}
+
+/* There may be no job to abort yet. */
+static void on_cancelled(_unused_ Helper *h, int status, void *userdata)
+{
+	Migrate *m = userdata;
+
+	m->again = sd_event_source_disable_unref(m->again);
+	if (status != 0 && !m->virsh_ended)
+		(void)sd_event_add_time_relative(m->event, &m->again, CLOCK_MONOTONIC, CANCEL_USEC, 0, on_cancel_again,
+						 m);
+}
+
+/* virsh migrate aborts at ^C in its terminal, but not at a signal. */
+static int cancel(Migrate *m)
+{
+	static const HelperHandlers handlers = {.ended = on_cancelled};
+	_cleanup_strv_ char **argv = virsh_words(m->uri);
+	_cleanup_error_ Error *err = NULL;
+
+	if (helper_running(m->cancel) || m->virsh_ended || !m->virsh)
+		return 0;
+	m->cancel = helper_free(m->cancel);
+	strv_push(&argv, xstrdup("domjobabort"));
+	strv_push(&argv, xstrdup(m->domain));
+	if (helper_start(m->event,
+			 &(HelperSpec){.name = "virsh domjobabort",
+				       .argv = argv,
+				       .in = -1,
+				       .out = -1,
+				       .err = -1,
+				       .handlers = &handlers,
+				       .userdata = m},
+			 &m->cancel, &err) < 0)
+		warn("cannot cancel: ", err->message);
+	return 0;
+}
+
+/* One of our ends is not there: libvirt is told to cancel. What has arrived already stays there. */
+static void give_up(Migrate *m, const char *what)
+{
+	if (m->failed || m->arrived || m->running)
+		return;
+	m->failed = true;
+	warn(what, " has failed: the migration is cancelled");
+	(void)cancel(m);
+}
+
+static int on_late(sd_event_source *s, uint64_t usec, void *userdata)
+{
+	Migrate *m = userdata;
+
+	if (!helper_running(m->follow))
+		return sd_event_exit(m->event, 0);
+	helper_signal(m->follow, SIGKILL); /* receive sees the end of it, and says what there is */
+	(void)sd_event_source_set_time(s, usec + END_USEC);
+	return sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
+}
+
+static void on_virsh_ended(_unused_ Helper *h, int status, void *userdata)
+{
+	Migrate *m = userdata;
+
+	m->virsh_ended = true;
+	m->status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+	if (m->status != 0)
+		helper_signal(m->follow, SIGTERM); /* no mark at the end: receive deletes all again */
+	switch_now(m);
+	(void)sd_event_add_time_relative(m->event, &m->late, CLOCK_MONOTONIC, END_USEC, 0, on_late, m);
+	end_if_over(m);
+}
+
+static void on_follow_line(_unused_ Helper *h, char *line, _unused_ void *userdata)
+{
+	if (*line != '{')
+		fprintf(stderr, "%s\n", line);
+}
+
+static void on_follow_ended(_unused_ Helper *h, int status, void *userdata)
+{
+	Migrate *m = userdata;
+
+	if (status != 0 && !m->virsh_ended)
+		give_up(m, "vmferry-conntrack follow");
+	end_if_over(m);
+}
+
+static void on_receive_line(_unused_ Helper *h, char *line, void *userdata)
+{
+	json_object *o = json_parse(line, strlen(line));
+	const char *event = "";
+	Migrate *m = userdata;
+
+	(void)json_get_string(o, "event", &event);
+	if (streq(event, "paused") || streq(event, "running"))
+		switch_now(m);
+	m->arrived |= streq(event, "paused");
+	m->running |= streq(event, "running");
+	if (json_object_object_get(o, "applied")) {
+		json_object_put(m->result);
+		m->result = json_object_get(o);
+	}
+	json_object_put(o);
+}
+
+static void on_receive_ended(_unused_ Helper *h, _unused_ int status, void *userdata)
+{
+	Migrate *m = userdata;
+
+	if (!m->virsh_ended)
+		give_up(m, "vmferry-libvirt receive");
+	end_if_over(m);
+}
+
+static const HelperHandlers virsh_handlers = {.ended = on_virsh_ended};
+static const HelperHandlers follow_handlers = {.line = on_follow_line, .ended = on_follow_ended};
+static const HelperHandlers receive_handlers = {.line = on_receive_line, .ended = on_receive_ended};
+
+static int start_receive(Migrate *m, int in, Error **err)
+{
+	char *const words[] = {(char[]){"vmferry-libvirt"}, (char[]){"receive"}, NULL};
+	_cleanup_strv_ char **argv = NULL;
+	int r = command_on(m->to, words, &argv, err);
+
+	if (r < 0)
+		return r;
+	return helper_start(m->event,
+			    &(HelperSpec){.name = "vmferry-libvirt receive",
+					  .argv = argv,
+					  .in = in,
+					  .out = HELPER_LINES,
+					  .err = STDERR_FILENO,
+					  .outlives = true,
+					  .handlers = &receive_handlers,
+					  .userdata = m},
+			    &m->receive, err);
+}
+
+static char **conntrack_words(const Migrate *m, const char *verb)
+{
+	char **words = NULL;
+
+	strv_push(&words, xstrdup("vmferry-conntrack"));
+	strv_push(&words, xstrdup(verb));
+	strv_push(&words, xstrdup("--json"));
+	for (size_t i = 0; m->addresses && m->addresses[i]; i++)
+		strv_add(&words, "--address=%s", m->addresses[i]);
+	for (size_t i = 0; i < 2; i++) {
+		static const char *const keys[] = {"mark", "zone"};
+		const char *text = tool_text(m->tool, keys[i], NULL);
+
+		if (text)
+			strv_add(&words, "--%s=%s", keys[i], text);
+	}
+	return words;
+}
+
+static int start_follow(Migrate *m, int out, Error **err)
+{
+	_cleanup_strv_ char **words = conntrack_words(m, "follow"), **argv = NULL;
+	int pipes[2], r = command_on(m->from, words, &argv, err);
+
+	if (r < 0)
+		return r;
+	if (pipe2(pipes, O_CLOEXEC) < 0)
+		return error_set(err, -errno, "Cannot make a pipe: %m");
+	m->switch_fd = pipes[1];
+	r = helper_start(m->event,
+			 &(HelperSpec){.name = "vmferry-conntrack follow",
+				       .argv = argv,
+				       .in = pipes[0],
+				       .out = out,
+				       .err = HELPER_LINES,
+				       .handlers = &follow_handlers,
+				       .userdata = m},
+			 &m->follow, err);
+	fd_close(pipes[0]);
+	return r;
+}
+
+/* receive's input: its line first, then what follow writes. */
+static int start_ends(Migrate *m, Error **err)
+{
+	uint64_t bound = tool_number(m->tool, "bound", LIBVIRT_BOUND_MSEC) * USEC_PER_MSEC;
+	_cleanup_json_ json_object *o =
+		transfer_json(m->tool, m->dname ?: m->name, m->addresses, m->hard && m->resume, bound);
+	_cleanup_fd_ int in = -1, out = -1;
+	_cleanup_free_ char *line = xasprintf("%s\n", json_text(o));
+	int pipes[2], r;
+
+	if (pipe2(pipes, O_CLOEXEC) < 0)
+		return error_set(err, -errno, "Cannot make a pipe: %m");
+	in = pipes[0];
+	out = pipes[1];
+	r = strlen(line) < 32768 ? fd_write_all(out, line, strlen(line)) : -E2BIG; /* fits in the pipe */
+	if (r < 0)
+		return error_set(err, r, "Cannot tell the target: %s", strerror(-r));
+	r = start_receive(m, in, err);
+	return r < 0 ? r : start_follow(m, out, err);
+}
+
+static int start_virsh(Migrate *m, Error **err)
+{
+	_cleanup_strv_ char **argv = virsh_words(m->uri);
+	char *const *args = m->tool->args;
+
+	strv_push(&argv, xstrdup("migrate"));
+	for (size_t i = 0; args[i]; i++)
+		strv_push(&argv, xstrdup(args[i]));
+	if (m->hard && !strv_contains(args, "--suspend"))
+		strv_push(&argv, xstrdup("--suspend"));
+	return helper_start(m->event,
+			    &(HelperSpec){.name = "virsh",
+					  .argv = argv,
+					  .in = STDIN_FILENO,
+					  .out = STDOUT_FILENO,
+					  .err = STDERR_FILENO,
+					  .foreground = true,
+					  .handlers = &virsh_handlers,
+					  .userdata = m},
+			    &m->virsh, err);
+}
+
+static int on_signal(_unused_ sd_event_source *s, _unused_ const struct signalfd_siginfo *si, void *userdata)
+{
+	return cancel(userdata);
+}
+
+static int watch_signals(Migrate *m)
+{
+	static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+	sigset_t set;
+	int r = 0;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+		sigaddset(&set, signals[i]);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	for (size_t i = 0; r >= 0 && i < ARRAY_SIZE(signals); i++)
+		r = sd_event_add_signal(m->event, NULL, signals[i], on_signal, m);
+	return r;
+}
+
+/* ---- the end ---- */
+
+/* Whoever was to resume it has not: never leave it paused. */
+static int resume_from_here(Migrate *m, Error **err)
+{
+	_cleanup_free_ char *name = virsh_quote(m->dname ?: m->name), *script = xasprintf("resume %s", name),
+			    *text = NULL;
+	int r;
+
+	if (!m->hard || !m->resume || m->running || m->status != 0)
+		return 0;
+	warn("the target's end did not resume it: ", "resumed from here");
+	r = virsh_ask(m->desturi, script, &text, err);
+	if (r < 0)
+		error_hint(err, "it is paused on the target: virsh resume there");
+	return r;
+}
+
+static void flush_source(const Migrate *m)
+{
+	_cleanup_strv_ char **words = conntrack_words(m, "flush"), **argv = NULL;
+	_cleanup_error_ Error *err = NULL;
+	const SpawnFd fds[] = {{STDERR_FILENO, STDERR_FILENO}};
+	int status = 0;
+	pid_t pid;
+
+	if (command_on(m->from, words, &argv, &err) < 0)
+		return;
+	pid = process_spawn(&(Spawn){.argv = argv, .fds = fds, .n_fds = ARRAY_SIZE(fds)}, NULL, &err);
+	if (pid > 0)
+		while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+			;
+	if (pid < 0 || status != 0)
+		warn("entries stay on the source", err ? err->message : "");
+}
+
+static int report(const Migrate *m)
+{
+	uint64_t wall = now_usec() - m->begin, applied = 0, held = 0;
+	const char *event = "none", *gate = m->hard ? "none" : "soft";
+
+	(void)json_get_string(m->result, "event", &event);
+	(void)json_get_string(m->result, "gate", &gate);
+	(void)json_get_u64(m->result, "applied", &applied);
+	(void)json_get_u64(m->result, "held_usec", &held);
+	tool_say(m->tool,
+		 json_build("event", "s", "migrated", "domain", "s", m->name, "connections", "s", event, "applied", "u",
+			    applied, "gate", "s", gate, "held_usec", "u", held, "wall_usec", "u", wall, "detail", "o",
+			    json_object_get(m->result), NULL),
+		 "%s: migrated with %" PRIu64 " connections%s, held for %" PRIu64 ".%" PRIu64 " ms", m->name, applied,
+		 streq(event, "done") ? "" : " (not all that changed last)", held / 1000, held / 100 % 10);
+	return 0;
+}
+
+static int move(Migrate *m, Error **err)
+{
+	int r = sd_event_new(&m->event);
+
+	if (r >= 0)
+		r = watch_signals(m);
+	if (r >= 0)
+		r = start_ends(m, err);
+	if (r >= 0)
+		r = start_virsh(m, err);
+	return r < 0 ? r : sd_event_loop(m->event);
+}
+
+int libvirt_migrate(const Tool *tool, Error **err)
+{
+	_cleanup_(migrate_done)
+	Migrate m = {.tool = tool, .switch_fd = -1, .begin = now_usec(), .uri = tool_text(tool, "connect", NULL)};
+	int r;
+
+	m.resume = true;
+	r = read_words(&m, err);
+	if (r >= 0)
+		r = find_host(tool, "from", m.uri ?: getenv("LIBVIRT_DEFAULT_URI"), &m.from, err);
+	if (r >= 0)
+		r = find_host(tool, "to", m.desturi, &m.to, err);
+	if (r >= 0)
+		r = learn(&m, err);
+	if (r >= 0)
+		r = move(&m, err);
+	if (r >= 0)
+		r = resume_from_here(&m, err);
+	if (r < 0)
+		return r;
+	if (m.status != 0)
+		return error_set(err, -ECANCELED, "virsh has ended with status %d", m.status);
+	flush_source(&m);
+	return report(&m);
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#pragma once
+
+#include <systemd/sd-event.h>
+
+#include "companions/tool.h"
+
+/*
+ * vmferry-libvirt: libvirt moves the guest, as virsh(1) is told to; beside it the connections go over ssh, from
+ * `vmferry-conntrack follow` on the source into `vmferry-libvirt receive` on the target. libvirt is asked to leave the
+ * guest paused there (--suspend); receive, which is close to it, resumes it once the last change is in, or after the bound.
+ */
+
+#define LIBVIRT_BOUND_MSEC 200
+
+/**
+ * struct Transfer - the line of JSON before the entries in receive's input; nothing of it stands on a command line
+ * @domain: its name on the target
+ * @resume: libvirt leaves it paused, and it is to run
+ * @bound:  microseconds
+ */
+typedef struct Transfer {
+	char *domain;
+	CtSelect *select;
+	bool resume;
+	uint64_t bound;
+} Transfer;
+
+/** transfer_write() - @o of a transfer, from the verb's options. Return: the object */
+json_object *transfer_json(const Tool *tool, const char *domain, char *const *addresses, bool resume, uint64_t bound);
+/** transfer_read() - take the line from @fd, and no byte more. Return: 0, or negative errno with @err set */
+int transfer_read(int fd, Transfer *ret, Error **err);
+void transfer_done(Transfer *transfer);
+
+/* ---- virsh, helper.c ---- */
+
+/** virsh_quote() - a word as virsh's own command lines have it; free() it */
+char *virsh_quote(const char *word);
+
+/** virsh_words() - the beginning of a command line. @uri: NULL for virsh's own default; strv_free() it */
+char **virsh_words(const char *uri);
+
+/**
+ * virsh_ask() - run virsh's commands and return what they print
+ * @commands: one command line, several separated by ";"
+ * @ret: all of standard output, at most 4 MiB
+ *
+ * Return: 0, or negative errno with @err set to what virsh says.
+ */
+int virsh_ask(const char *uri, const char *commands, char **ret, Error **err);
+
+/* ---- helper processes that say lines ---- */
+
+typedef struct Helper Helper;
+
+typedef struct HelperHandlers {
+	void (*line)(Helper *helper, char *line, void *userdata); /* without its newline */
+	/* It has ended and all it said was handed out. @status as waitpid(2) has it */
+	void (*ended)(Helper *helper, int status, void *userdata);
+} HelperHandlers;
+
+/**
+ * struct HelperSpec - what to start
+ * @name:  for messages
+ * @in, @out, @err: its standard fds, stay the caller's; -1: /dev/null, HELPER_LINES: lines of it come to @handlers
+ */
+typedef struct HelperSpec {
+	const char *name;
+	char *const *argv;
+	int in, out, err;
+	bool foreground; /* in the terminal's process group */
+	bool outlives;	 /* us, when we are killed */
+	const HelperHandlers *handlers;
+	void *userdata;
+} HelperSpec;
+#define HELPER_LINES -2
+
+/** helper_start() - Return: 0, or negative errno with @err set */
+int helper_start(sd_event *event, const HelperSpec *spec, Helper **ret, Error **err);
+/** helper_signal() - unless it has ended */
+void helper_signal(Helper *helper, int signal);
+/** helper_running() - whether it has not ended */
+bool helper_running(const Helper *helper);
+/** helper_free() - SIGTERM, and reap it. Return: NULL */
+Helper *helper_free(Helper *helper);
+
+/* Verbs. Return: 0, or negative errno with @err set. */
+int libvirt_migrate(const Tool *tool, Error **err);
+int libvirt_receive(const Tool *tool, Error **err);
+int libvirt_hook(const Tool *tool, Error **err);

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A libvirtd of a test host's own: private /run, /etc, /var of libvirt, a host name and a host uuid, and domains on it."""
+
+import contextlib
+import os
+import pathlib
+import shlex
+import subprocess
+import time
+import uuid
+
+from testbed import ACCEL, BUILD, LIMIT, Guest, wait_file
+
+LIBVIRTD = "/usr/sbin/libvirtd"
+PLACES = ("/run/libvirt", "/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt")
+CACHE = pathlib.Path("/var/cache/vmferry-test/libvirt")  # of what libvirt asks each QEMU there is: seconds
+QEMU = "/usr/bin/qemu-system-x86_64"  # libvirt 9.0 cannot ask 10.0, which dies of it
+
+DAEMON_CONF = """
+listen_tls = 0
+listen_tcp = 1
+listen_addr = "{address}"
+auth_tcp = "none"
+auth_unix_rw = "none"
+auth_unix_ro = "none"
+host_uuid = "{uuid}"
+"""
+QEMU_CONF = """
+user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+stdio_handler = "file"
+migration_host = "{address}"
+"""
+DOMAIN = """<domain type='{type}'>
+  <name>{name}</name>
+  <memory unit='MiB'>{memory}</memory>
+  <vcpu>1</vcpu>
+  <metadata>{metadata}</metadata>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{kernel}</kernel>
+    <initrd>{initrd}</initrd>
+    <cmdline>{append}</cmdline>
+  </os>
+  <features><acpi/></features>
+  {cpu}
+  <on_reboot>destroy</on_reboot>
+  <devices>
+    <emulator>{emulator}</emulator>
+    <controller type='usb' model='none'/>
+    <interface type='bridge'>
+      <mac address='{mac}'/>
+      <source bridge='br0'/>
+      <model type='virtio'/>
+      <rom enabled='no'/>
+    </interface>
+    <serial type='file'><source path='{console}'/></serial>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+METADATA = "<v:vm xmlns:v='urn:vmferry:domain:1'>%s</v:vm>"
+SCRIPT = """set -e
+for place in {places}; do
+    mkdir -p $place
+    mount --bind {dir}$place $place
+done
+mkdir -p /var/cache/libvirt {cache}
+mount --bind {cache} /var/cache/libvirt
+mount --bind {dir}/passwd /etc/passwd
+mount --bind {dir}/group /etc/group
+hostname {name}
+exec {subreaper} {libvirtd} --listen --config {dir}/libvirtd.conf --pid-file {dir}/pid --timeout 0
+"""
+
+# libvirt waits for the end of a QEMU that it ended; here this reaps it, at once, in place of a first process that is slow.
+SUBREAPER = """#!/usr/bin/python3
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+child = os.spawnvp(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
+while os.wait()[0] != child:
+    pass
+"""
+
+
+class Libvirt:
+    """libvirtd on a host of the testbed; virsh reaches it from anywhere over its socket."""
+
+    def __init__(self, host):
+        self.host, self.dir = host, host.dir / "libvirt"
+        for place in PLACES:
+            (self.dir / place[1:]).mkdir(parents=True)
+        self.socket = self.dir / "run/libvirt/libvirt-sock"
+        self.uri = f"qemu+unix:///system?socket={self.socket}"
+        self.remote = f"qemu+tcp://{host.address}/system"
+        host.env["LIBVIRT_DEFAULT_URI"] = self.uri
+        for tool in ("vmferry-libvirt", "vmferry-conntrack"):
+            if not (host.bed.bin / tool).exists():
+                (host.bed.bin / tool).symlink_to(BUILD / "src/companions" / tool)
+        host.write_enter()
+        self.write_files()
+        self.daemon = host.popen("unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", self.script(),
+                                 stderr=(self.dir / "stderr").open("w"))
+        self.wait_ready()
+
+    def wait_ready(self):
+        end = time.monotonic() + LIMIT
+        while self.virsh("list", check=False).returncode != 0:
+            assert self.daemon.poll() is None and time.monotonic() < end, (self.dir / "stderr").read_text()
+
+    def write_files(self):
+        d = self.dir
+        (d / "libvirtd.conf").write_text(DAEMON_CONF.format(address=self.host.address, uuid=uuid.uuid4()))
+        (d / "etc/libvirt/qemu.conf").write_text(QEMU_CONF.format(address=self.host.address))
+        for name, line in (("passwd", "libvirt-qemu:x:64055:64055::/nonexistent:/bin/false"), ("group", "libvirt-qemu:x:64055:")):
+            (d / name).write_text(pathlib.Path(f"/etc/{name}").read_text() + line + "\n")
+
+    def script(self):
+        (self.dir / "subreaper").write_text(SUBREAPER)
+        (self.dir / "subreaper").chmod(0o755)
+        return SCRIPT.format(places=" ".join(PLACES), cache=CACHE, dir=self.dir, subreaper=self.dir / "subreaper",
+                             name=f"{self.host.name}.{self.host.bed.prefix}", libvirtd=LIBVIRTD)
+
+    def virsh(self, *words, check=True, **more):
+        return self.host.run("virsh", "-q", *words, check=check, **more)
+
+    def start(self, name="web1", guest=None, memory=128, addresses=None):
+        """Start a domain, wait until its guest's servers are up."""
+        guest = guest or Guest()
+        given = "".join(f"<v:address>{a}</v:address>" for a in addresses or ())
+        xml = self.dir / f"{name}.xml"
+        console = self.host.bed.dir / f"{name}.console"
+        xml.write_text(DOMAIN.format(
+            type="kvm" if ACCEL == "kvm" else "qemu", name=name, memory=memory, kernel=guest.kernel, initrd=guest.initrd,
+            append=guest.append, emulator=QEMU, mac=guest.mac, console=console,
+            cpu="<cpu mode='host-passthrough'/>" if ACCEL == "kvm" else "", metadata=METADATA % given if given else ""))
+        self.virsh("create", xml)
+        wait_file(console, "READY")
+        self.host.bed.flush_switch()
+
+    def state(self, name="web1"):
+        """domstate's word, or None where there is no such domain."""
+        done = self.virsh("domstate", name, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def hmp(self, command, name="web1"):
+        return self.virsh("qemu-monitor-command", name, "--hmp", command).stdout

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vmferry-libvirt: a guest that libvirt moves between two libvirtds, its connections beside it, under strict firewalls."""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from libvirtlab import LIBVIRTD, Libvirt
+from testbed import BUILD, Guest, Testbed
+
+TOOL = BUILD / "src/companions/vmferry-libvirt"
+GUEST = Guest()
+LIMIT = 30
+LONG = pytest.mark.skipif(not os.environ.get("VMFERRY_TEST_LONG"), reason="long")
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not os.path.exists(LIBVIRTD) or not shutil.which("virsh"), reason="no libvirt"),
+]
+
+
+class Pair:
+    """Two libvirtds and a domain, web1, that is on either of them."""
+
+    def __init__(self, bed):
+        self.bed, self.a, self.b = bed, Libvirt(bed.a), Libvirt(bed.b)
+        self.a.start(guest=GUEST, addresses=[GUEST.ip4, GUEST.ip6])
+
+    def ends(self):
+        """Where it runs, and where not."""
+        return (self.a, self.b) if self.a.state() == "running" else (self.b, self.a)
+
+    def words(self, target, *options, ours=(f"--address={GUEST.ip4}", f"--address={GUEST.ip6}"), to=None):
+        return ["vmferry-libvirt", "migrate", "--json", f"--to={to or 'exec:' + str(target.host.enter)}", *ours, "web1", target.remote,
+                "--live", *options]
+
+    def move(self, *options, check=True, **more):
+        """Our migration to the other one. Return: what it says last, as JSON, or its standard error."""
+        source, target = self.ends()
+        done = source.host.run(*self.words(target, *options, **more), check=check)
+        if done.returncode != 0:
+            return done.stderr
+        assert target.state() == "running" and source.state() is None
+        return json.loads(done.stderr.strip().split("\n")[-1])
+
+    @contextlib.contextmanager
+    def slow(self, *options, **more):
+        """Our migration under way, with the entries on the target already, and slow."""
+        source, target = self.ends()
+        process = source.host.popen(*self.words(target, "--bandwidth=1", *options, **more), stderr=subprocess.PIPE, text=True)
+        try:
+            wait_until(lambda: self.entries(target) and "status: active" in source.hmp("info migrate"), lambda: process.poll() is None)
+            yield source, target, process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            process.stderr.close()
+
+    @staticmethod
+    def entries(libvirt):
+        return [line for line in libvirt.host.conntrack() if f"={GUEST.ip4} " in line and "tcp" in line]
+
+    def nothing_left(self, *where, sockets=True):
+        """Neither of our processes nor of the gate."""
+
+        def clean():
+            lines = [line for libvirt in where for line in libvirt.host.processes().values()]
+            gates = [path for libvirt in where for path in libvirt.host.runtime.glob(".gates/*")]
+            return not (gates and sockets) and not any("vmferry" in line.split(" ")[0] or line.startswith("virsh") for line in lines)
+
+        wait_until(clean)
+
+
+def wait_until(check, alive=lambda: True):
+    end = time.monotonic() + LIMIT
+    while not check():
+        assert time.monotonic() < end and alive(), check
+        select.select([], [], [], 0.02)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    with Testbed(ct_events=1) as bed:
+        yield Pair(bed)
+
+
+@pytest.fixture
+def streams(pair):
+    """Connections from the client that are to live."""
+    with pair.bed.probe(f"ping,{GUEST.ip4}", f"ping,{GUEST.ip6}", f"hold,{GUEST.ip4},count=50") as probe:
+        probe.mark()
+        yield probe
+
+
+@pytest.mark.parametrize("options", [[], ["--p2p"], ["--p2p", "--tunnelled"]], ids=["direct", "p2p", "tunnelled"])
+def test_connections_survive(pair, streams, options):
+    source, target = pair.ends()
+    said = pair.move(*options)
+    streams.assert_alive()
+    assert said["connections"] == "done" and said["gate"] == "complete" and said["applied"] >= 52, said
+    assert len(pair.entries(target)) >= 51 and pair.entries(source) == []
+    pair.nothing_left(source, target)
+
+
+def test_virsh_alone_loses_them(pair):
+    source, target = pair.ends()
+    with pair.bed.probe(f"ping,{GUEST.ip4}") as probe:
+        probe.mark()
+        source.virsh("migrate", "web1", target.remote, "--live")
+        assert target.state() == "running"
+        with pytest.raises(AssertionError):
+            probe.assert_alive(1)
+
+
+def test_addresses_from_metadata_over_ssh(pair, streams):
+    """A key that may do nothing but receive; --suspend is the user's, and the guest stays as asked."""
+    source, target = pair.ends()
+    keys = target.host.dir / "authorized_keys"
+    before = keys.read_text()
+    keys.write_text(f'restrict,command="env LIBVIRT_DEFAULT_URI={target.uri} vmferry-libvirt receive" {source.host.public_key}\n')
+    try:
+        said = pair.move(ours=(), to=target.host.ssh)
+    finally:
+        keys.write_text(before)
+    streams.assert_alive()
+    assert said["connections"] == "done" and said["applied"] >= 52, said
+
+
+def test_cancelled_and_tried_again(pair, streams):
+    with pair.slow() as (source, target, process):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT) == 1
+    assert source.state() == "running" and target.state() is None
+    pair.nothing_left(source, target)
+    assert pair.entries(target) == [] and len(pair.entries(source)) >= 51
+    assert pair.move()["connections"] == "done"
+    streams.assert_alive()
+
+
+@pytest.mark.parametrize("victim", ["vmferry-libvirt receive", "vmferry-libvirt migrate", "vmferry-conntrack follow"])
+def test_killed_before_the_switch(pair, streams, victim):
+    """Whoever of us dies: the guest stays, runs, and nothing of the attempt does."""
+    with pair.slow() as (source, target, process):
+        for libvirt in (source, target):
+            for pid, line in {**libvirt.host.processes(), process.pid: "vmferry-libvirt migrate"}.items():
+                if line.startswith(victim):
+                    os.kill(pid, signal.SIGKILL)
+        assert process.wait(LIMIT) in (1, -signal.SIGKILL)
+        wait_until(lambda: target.state() is None)
+    assert source.state() == "running"
+    survivor = victim != "vmferry-libvirt receive"
+    pair.nothing_left(source, target, sockets=survivor)
+    streams.assert_alive()
+    assert not survivor or pair.entries(target) == []
+
+
+def test_late_entries_do_not_hold_the_guest(pair, streams):
+    """A source that has gone quiet: the guest runs after the bound."""
+    with pair.slow() as (source, target, process):
+        (pid,) = [pid for pid, line in source.host.processes().items() if line.startswith("vmferry-conntrack follow")]
+        os.kill(pid, signal.SIGSTOP)
+        source.hmp("migrate_set_parameter max-bandwidth 1g")
+        said = json.loads(process.stderr.readlines()[-1])
+        assert process.wait(LIMIT) == 0
+    assert target.state() == "running"
+    assert said["gate"] == "timeout" and said["held_usec"] >= 200000, said
+    streams.assert_alive()
+    pair.nothing_left(source, target)
+
+
+def test_suspend_is_the_users(pair, streams):
+    source, target = pair.ends()
+    done = source.host.run(*pair.words(target, "--suspend"))
+    said = json.loads(done.stderr.strip().split("\n")[-1])
+    assert target.state() == "paused" and said["connections"] == "done"
+    target.virsh("resume", "web1")
+    streams.assert_alive()
+
+
+@pytest.mark.parametrize("words, status, said", [
+    (["migrate", "web1"], 1, "migrate takes DOMAIN DEST-URI"),
+    (["migrate"], 2, "which DOMAIN"),
+    (["migrate", "none", "qemu+tcp://10.99.0.2/system", "--live"], 1, "virsh says no"),
+    (["migrate", "web1", "qemu+tcp://10.99.0.2/system", "--offline"], 1, "use virsh itself"),
+    (["migrate", "--to=a b", "web1", "qemu+tcp://10.99.0.2/system"], 1, "is no destination"),
+    (["receive"], 1, "Cannot read the first line"),
+    (["hook", "web1", "started", "begin", "-"], 0, ""),
+    (["hook", "web1", "stopped", "end", "-"], 0, ""),
+    (["hook", "--nonsense"], 0, ""),
+    (["hook"], 0, ""),
+])
+def test_words(pair, words, status, said):
+    done = pair.a.host.run(TOOL, *words, check=False)
+    assert done.returncode == status and said in done.stderr, done
