@@ -252,7 +252,8 @@ int do_send_abort(Move *m)
 
 int do_kill_qemu(Move *m)
 {
-	machine_kill(m->k);
+	if (!graphics_hold(m))
+		machine_kill(m->k);
 	return 0;
 }
 
@@ -338,7 +339,7 @@ void move_answer_check(Move *m, json_object *answer)
 void move_let_go(Move *m)
 {
 	sd_event_source **all[] = {&m->timeout,	 &m->progress,	  &m->hold_timer, &m->watchdog,
-				   &m->prove_io, &m->prove_timer, &m->retry_timer};
+				   &m->prove_io, &m->prove_timer, &m->retry_timer, &m->spice_timer};
 
 	for (size_t i = 0; i < ARRAY_SIZE(all); i++)
 		*all[i] = sd_event_source_disable_unref(*all[i]);

@@ -175,6 +175,8 @@ static int set_running(Keeper *k, sd_bus_message *m, bool run, sd_bus_error *err
 			      "the migration is at its switch-over: the guest cannot be paused or resumed now");
 	if (k->state != VM_RUNNING && k->state != VM_PAUSED)
 		return refuse(error, "NotRunning", "there is no guest to pause or resume");
+	if (run && !keeper_owner(k))
+		return refuse(error, "TooLate", "the journal says that the guest is not this host's");
 	if (run && keeper_lease_resume(k, &err) < 0)
 		return bus_error(error, "Failed", err);
 	wait_add(k, m, run ? WAIT_RUNNING : WAIT_PAUSED, 0, false);

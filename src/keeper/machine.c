@@ -251,7 +251,9 @@ static void on_event(const char *name, json_object *data, uint64_t at, void *use
 	}
 	if (streq(name, "RESET"))
 		keeper_history(k, "reset", NULL);
-	if (move_active(k->move)) {
+	if (streq(name, "SPICE_MIGRATE_COMPLETED")) {
+		graphics_handed_over(k->move);
+	} else if (move_active(k->move)) {
 		move_qemu_event(k->move, name, data, at);
 	} else if (streq(name, "STOP") && k->state == VM_RUNNING) {
 		keeper_set_state(k, VM_PAUSED, "stopped by QEMU");

@@ -414,7 +414,7 @@ static void drop_sources(Move *m)
 {
 	sd_event_source **all[] = {&m->deadline,    &m->timeout,    &m->progress,	&m->hold_timer,
 				   &m->watchdog,    &m->prove_io,   &m->prove_timer,	&m->retry_timer,
-				   &m->delta_timer, &m->gate_timer, &m->announce_timer};
+				   &m->delta_timer, &m->gate_timer, &m->announce_timer, &m->spice_timer};
 
 	for (size_t i = 0; i < ARRAY_SIZE(all); i++)
 		*all[i] = sd_event_source_disable_unref(*all[i]);

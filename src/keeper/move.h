@@ -34,6 +34,9 @@ typedef struct MoveTimes { /* CLOCK_MONOTONIC, microseconds; 0: not reached */
 	uint64_t finish_came, loaded, gate_passed, journalled, cont_sent, resumed;
 } MoveTimes;
 
+/* SPICE's clients, seen from the source: none to lead; told where to go; handed over; our QEMU waits for that. */
+typedef enum SpiceClients { SPICE_NONE, SPICE_TOLD, SPICE_DONE, SPICE_AWAITED } SpiceClients;
+
 #define MOVE_QUEUE 16
 #define MOVE_PHASES 16
 #define MOVE_WARNINGS_MAX 32
@@ -96,6 +99,8 @@ struct Move {
 	uint64_t throttled, throttle_syncs;
 	bool can_throttle;
 	uint64_t channels; /* multifd's; 0: memory goes through the one that there always is */
+	SpiceClients spice;
+	sd_event_source *spice_timer;
 
 	/* connections */
 	CtSelect *select;
@@ -215,6 +220,19 @@ void perform_silent(const Move *m, Error **err);
 /** perform_set() - change limits while it runs; NULL: as it is. Return: 0, or negative errno with @err set */
 int perform_set(Keeper *k, const uint64_t *bandwidth, const uint64_t *downtime_ms, const uint64_t *throttle,
 		Error **err);
+
+/* ---- graphics.c ---- */
+/**
+ * graphics_tell() - before memory moves: tell QEMU where the target's SPICE is (QAPI client_migrate_info)
+ *
+ * The host is the address the target listens on, or its name where that is any address or its own loopback. What fails
+ * is a warning: clients then connect again by themselves.
+ */
+void graphics_tell(Move *m);
+/** graphics_handed_over() - QEMU says SPICE_MIGRATE_COMPLETED: its clients are at the target, if there were any */
+void graphics_handed_over(Move *m);
+/** graphics_hold() - whether our QEMU still has clients to hand over; it is killed when it has, after 5 s at most */
+bool graphics_hold(Move *m);
 
 /* ---- connections.c ---- */
 /** sink_open() - the target's end of Delta, and a look at what lies here from before; a failure is a warning */

@@ -201,6 +201,7 @@ int do_open_data(Move *m)
 	m->can_throttle = m->opt.throttle > 0;
 	m->setup_pending = 1; /* held until all is on its way */
 	await_follow(m);
+	graphics_tell(m);
 	m->downtime_now = downtime_limit(m) < DOWNTIME_FIRST_MS ? downtime_limit(m) : DOWNTIME_FIRST_MS;
 	if (streq(m->transport, "tls")) {
 		json_object *object;
