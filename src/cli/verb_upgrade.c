@@ -94,7 +94,7 @@ static void upgrade_print(const char *name, json_object *result)
 
 static json_object *upgrade_options(const Cli *cli)
 {
-	static const char *const keys[] = {"binary", "to_definition", "way"};
+	static const char *const keys[] = {"binary", "to_definition", "way", "live"};
 	json_object *options = json_object_new_object();
 
 	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
@@ -130,6 +130,7 @@ static const OptionSpec options[] = {
 	{"to-definition", 0, OPTION_FILE, "FILE", "to_definition", "this definition; only host paths may differ"},
 	{"definition-text", 0, OPTION_TEXT, "TEXT", "to_definition", NULL},
 	{"way", 0, OPTION_TEXT, "auto|in-place|copy", "way", "map the guest's memory again, or copy it (auto)"},
+	{"no-live", 0, OPTION_NO, NULL, "live", "if its memory is copied: pause the guest for that"},
 	{"check", 0, OPTION_FLAG, NULL, "check", "say what would be done and what is in the way"},
 	{NULL},
 };

@@ -307,7 +307,7 @@ static int answer_refused(sd_bus_message *m, json_object *report)
 static int start_upgrade(sd_bus_message *m, Keeper *k, bool check, sd_bus_error *error)
 {
 	_cleanup_(upgrade_options_clear)
-	UpgradeOptions options = {.check_only = check};
+	UpgradeOptions options = {.check_only = check, .live = true};
 	_cleanup_json_ json_object *o = NULL;
 	_cleanup_error_ Error *err = NULL;
 	const char *text;
@@ -322,6 +322,7 @@ static int start_upgrade(sd_bus_message *m, Keeper *k, bool check, sd_bus_error 
 	READ_string(o, &options, binary);
 	READ_string(o, &options, to_definition);
 	READ_string(o, &options, way);
+	READ_bool(o, &options, live);
 	r = upgrade_start(k, &options, check ? m : NULL, &err);
 	if (r < 0 && r != -EBUSY && check)
 		return answer_refused(m, report_upgrade_refused(k, err));

@@ -128,7 +128,7 @@ static uint64_t deadline_usec(const Move *m)
 		return d->prepare;
 	case MOVE_DEADLINE_NO_PROGRESS:
 		/* An upgrade is not held between memory and devices. */
-		return m->state == MOVE_U_PERFORM && m->was_running && m->t.stop ? d->switchover : d->no_progress;
+		return m->state == MOVE_U_PERFORM && m->was_running && m->opt.live && m->t.stop ? d->switchover : d->no_progress;
 	case MOVE_DEADLINE_HOLD:
 		return HOLD_USEC;
 	case MOVE_DEADLINE_SWITCHOVER:
@@ -479,7 +479,7 @@ void move_save(Move *m)
 	_cleanup_free_ char *path = runtime_path(m->k->name, "move");
 	_cleanup_json_ json_object *o =
 		json_build("id", "s", m->id, "target", "b", (int)move_is_target(m), "running", "b", (int)m->was_running,
-			   "destination", "s", m->opt.destination, "resumed", "b", (int)(m->state == MOVE_T_OWNER),
+			   "live", "b", (int)m->opt.live, "destination", "s", m->opt.destination, "resumed", "b", (int)(m->state == MOVE_T_OWNER),
 			   "lease_peer", "s", m->prepared.lease_holder, NULL);
 	const char *text = json_text(o);
 

@@ -16,6 +16,7 @@ static bool load_move(Move *m, bool *ret_target, bool *ret_resumed)
 	const char *id, *destination, *peer;
 	size_t len;
 
+	m->opt.live = true;
 	if (file_read(path, 4096, &text, &len) < 0 || !(o = json_parse(text, len)))
 		return false;
 	if (!json_get_string(o, "id", &id) || !text_is_id(id) || !json_get_bool(o, "target", ret_target))
@@ -23,6 +24,7 @@ static bool load_move(Move *m, bool *ret_target, bool *ret_resumed)
 	memcpy(m->id, id, sizeof(m->id));
 	(void)json_get_bool(o, "resumed", ret_resumed);
 	(void)json_get_bool(o, "running", &m->was_running);
+	(void)json_get_bool(o, "live", &m->opt.live); /* else it was we who stopped the guest */
 	if (json_get_string(o, "destination", &destination))
 		m->opt.destination = xstrdup(destination);
 	if (json_get_string(o, "lease_peer", &peer))
@@ -36,7 +38,7 @@ void move_begin_at(Move *m, MoveState state, const char *why)
 	m->state = state;
 	m->t.begun = m->t.phase_begun = now_usec();
 	m->was_reason = m->k->before.reason ? m->k->before.reason : "keeper restarted";
-	m->opt.live = m->opt.conntrack = true;
+	m->opt.conntrack = true;
 	move_fact(m, MOVE_FACT_WAS_RUNNING, m->was_running);
 	move_fact(m, MOVE_FACT_FOLLOW_DONE, true);
 }

@@ -261,7 +261,7 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 	m->up->binary = TAKE_PTR(options->binary);
 	m->up->to_definition = TAKE_PTR(options->to_definition);
 	m->opt.check_only = options->check_only;
-	m->opt.live = true;
+	m->opt.live = options->live || !copy;
 	if (copy)
 		m->opt.throttle = COPY_THROTTLE;
 	m->check_message = sd_bus_message_ref(check);
@@ -283,9 +283,10 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 int do_note_upgrade(Move *m)
 {
 	_cleanup_free_ char *path = runtime_path(m->k->name, "move");
-	_cleanup_json_ json_object *o = json_build("id", "s", m->id, "target", "b", 0, "upgrade", "b", 1, "old", "u",
-						   (uint64_t)m->up->old, "fresh", "u", (uint64_t)m->up->fresh, "copy",
-						   "b", (int)m->up->copy, "running", "b", (int)m->was_running, NULL);
+	_cleanup_json_ json_object *o =
+		json_build("id", "s", m->id, "target", "b", 0, "upgrade", "b", 1, "old", "u", (uint64_t)m->up->old,
+			   "fresh", "u", (uint64_t)m->up->fresh, "copy", "b", (int)m->up->copy, "live", "b",
+			   (int)m->opt.live, "running", "b", (int)m->was_running, NULL);
 	const char *text = json_text(o);
 	Error *err = NULL;
 	int r = file_write(path, text, strlen(text), 0600, false);
@@ -432,6 +433,10 @@ int do_start_upgrade(Move *m)
 {
 	if (!m->k->qmp || !m->up->qmp)
 		return -ENOTCONN;
+	if (!m->opt.live && m->was_running) {
+		machine_qmp(m->k, "stop", NULL, NULL, NULL);
+		keeper_set_state(m->k, VM_PAUSED, "migration");
+	}
 	qmp_command(m->up->qmp, "migrate-incoming", json_build("uri", "s", "fd:" STREAM_FD_NAME, NULL), on_migrate, m);
 	qmp_command(m->k->qmp, "migrate", json_build("uri", "s", "fd:" STREAM_FD_NAME, NULL), on_migrate, m);
 	if (!m->was_running)

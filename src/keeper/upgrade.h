@@ -35,7 +35,7 @@ typedef struct Upgrade {
 
 typedef struct UpgradeOptions {
 	char *binary, *to_definition, *way; /* way: "auto", "in-place" or "copy"; NULL: auto */
-	bool check_only;
+	bool check_only, live;
 } UpgradeOptions;
 
 /**

@@ -161,3 +161,16 @@ def test_members_of_notes(bed, home, side, action):
     wait_until(lambda: not (folder(home) / "move").exists() and not home.status(NAME).get("migration"))
     assert (home.status(NAME)["pid"], home.status(NAME)["state"]) == (pid, "running")
     assert bed.b.wait_clean() == []
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+def test_stopped_for_a_migration(bed, home):
+    """--no-live stopped the guest; the keeper dies, and the next one knows that it has to go on."""
+    pid = home.status(NAME)["pid"]
+    (home.runtime / "fault").write_text("CONTINUE:before:self\n")
+    home.vmferry("migrate", NAME, bed.b.exec_destination(), "--transport=tunnel", "--no-live", check=False)
+    assert not (home.runtime / "fault").exists()
+    wait_until(lambda: not (folder(home) / "move").exists())
+    wait_until(lambda: home.status(NAME)["state"] == "running")
+    assert home.status(NAME)["pid"] == pid
+    assert bed.b.wait_clean() == []

@@ -115,7 +115,7 @@ class Guest:
         self.number = number
         self.ip4, self.ip6 = f"10.0.0.{number}", f"fd00::{number:x}"
         self.mac = f"52:54:00:12:34:{number:02x}"
-        self.append = f"console=ttyS0 quiet vmferry.ip4={self.ip4}/24 vmferry.ip6={self.ip6}/64"
+        self.append = f"console=ttyS0 quiet no_timer_check vmferry.ip4={self.ip4}/24 vmferry.ip6={self.ip6}/64"
 
     @property
     def kernel(self):
