@@ -373,7 +373,7 @@ static void finish_source(Move *m)
 	if (m->check_message)
 		move_answer_check(m, report_check(m));
 	wait_done(m->k, WAIT_CANCEL);
-	if (gone || (m->state == MOVE_S_NEVER_RESUME && !m->k->qemu))
+	if (gone)
 		keeper_leave(m->k);
 	else if (!m->k->qemu && !m->k->incoming)
 		keeper_without_guest(m->k);
