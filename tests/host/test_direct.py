@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from test_running import LOADED, ended, keeper, wait_until
-from testbed import BUILD, Guest, Testbed, build_option, command
+from testbed import BUILD, Guest, Testbed, build_option
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -20,20 +20,12 @@ STREAMS = ["ping,10.0.0.5", "ping,fd00::5", "hold,10.0.0.5,count=30", "bulk,10.0
 NAME = "web1"
 
 
-def separate(host, other):
-    """Nothing from the other host, on any of its addresses, in any protocol."""
-    drop = f"ip saddr {other.address} drop; ip6 saddr {other.address6} drop"
-    rules = "table inet apart { chain in { type filter hook input priority -10; %s; }; }" % drop
-    command("ip", "netns", "exec", host.netns.name, "nft", "-f", "-", input=rules)
-
-
 @pytest.fixture(scope="module")
 def bed():
     with Testbed() as bed:
         for host in bed.hosts:
             host.write_conf("deadlines { connect = 10 link = 4 finish = 4 }\n")
-        separate(bed.a, bed.b)
-        separate(bed.b, bed.a)
+        bed.separate()
         yield bed
 
 
@@ -109,9 +101,9 @@ def test_data_goes_directly_where_it_can(bed, home, probe):
     try:
         result = json.loads(bed.operator.run(*home.words()).stdout)
     finally:
-        for host, other in ((bed.a, bed.b), (bed.b, bed.a)):
+        for host in bed.hosts:
             host.run("nft", "delete table inet apart")
-            separate(host, other)
+        bed.separate()
     assert (result["status"], result["transport"]) == ("completed", "tls"), result
     home.swap()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every fault at every action: kills of either keeper, either QEMU, what carries the streams and the client; links that
-are cut, that stall, data that stalls; reboots of either host; before and after each of the engine's actions.
+are cut, that stall, data that stalls; reboots of either host; before and after each of the engine's actions. Client-managed
+mode from a third machine: its client, its streams to either host, and all of it at once.
 
 After each: exactly one guest runs, by itself; memory intact (the guest checks it all the time and counts on), the disk
 image without an error, nothing left on either host. Where the fault took the guest itself away, exactly one host may
@@ -12,7 +13,7 @@ import pathlib
 
 import pytest
 
-from faults import Pair, come_up, go_down, is_down, keepers, kill, qemus, transport
+from faults import Pair, come_up, go_down, is_down, keepers, kill, qemus, streams, transport
 from testbed import Testbed, build_option, wait_file
 
 pytestmark = pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
@@ -61,6 +62,12 @@ VICTIMS = {
     "powerdown": Victim(lambda pair: "powerdown", off=("source", "offered", "asked", "deciding", "taken")),
 }
 
+# Client-managed mode: the client, its streams' ends at either host, its whole machine.
+DIRECT_VICTIMS = {
+    "near": Victim(lambda pair: kill(streams(pair.desk, "vmferry control"))),
+    "far": Victim(lambda pair: kill(streams(pair.desk, "vmferry receive"))),
+    "desk": Victim(lambda pair: kill(pair.desk.processes() | {pair.client.pid: "vmferry"})),
+}
 
 ALWAYS = ("source", "offered", "asked", "deciding", "taken")
 
@@ -75,6 +82,7 @@ def points(moments, victims):
 
 # Over tcp, all of it.
 TCP = list(points(MOMENTS, VICTIMS))
+VICTIMS |= DIRECT_VICTIMS
 
 # What else is different where it is different: the data's way, the pause, the run state.
 WAYS = {"tls": ("tls",), "ssh": ("ssh",), "tunnel": ("tunnel",), "no-live": ("tcp", "--no-live")}
@@ -82,6 +90,10 @@ WAY_MOMENTS = [("source", action, "after") for action in "OPEN_DATA START_MIGRAT
     ("target", action, when) for action, when in (("PREPARE_REPLY", "after"), ("ARM_GATE", "before"), ("CONT", "after"))]
 WAY_VICTIMS = ["source-keeper", "target-keeper", "transport", "stall", "network", "source-reboot", "target-reboot", "cancel"]
 OTHER_WAYS = [f"{way}:{p}" for way in WAYS for p in points(WAY_MOMENTS, WAY_VICTIMS)]
+
+# Through a client: it is lost at each action, alone and with all that it has begun.
+DIRECT = [f"direct:{p}" for p in [*points(MOMENTS, ["client", "desk"]), *points(WAY_MOMENTS, ["near", "far", *WAY_VICTIMS])]] + [
+    f"beside:{p}" for p in points(WAY_MOMENTS, ["client", "transport", "source-keeper", "target-keeper", "source-reboot"])]
 
 # Off the straight way: what leads there, and the actions one meets then.
 ROADS = {
@@ -172,8 +184,9 @@ def strike(pair, points, options=(), off=(), anew=(), end=Pair.assert_one, boots
     injector.begin(act(pair, point) for point in points)
     pair.start_migration(*options)
     try:
-        injector.wait(lambda: len(injector.struck) == len(points), 20)  # the client may end before the other host has
-        injector.wait(lambda: pair.ended() or pair.in_doubt())
+        injector.wait(lambda: len(injector.struck) == len(points))  # the client may end before the other host has
+        # A client elsewhere hears nothing of a host without power before that is back.
+        injector.wait(lambda: pair.ended() or pair.in_doubt() or is_down(pair.here))
         injector.wait(lambda: not injector.busy)
         undo(pair, *boots)
         pair.wait_client()
@@ -203,6 +216,14 @@ def test_other_ways(pairs, point):
     strike(pair, [point], WAYS[way][1:], off=victim.off, anew=victim.anew)
 
 
+@pytest.mark.parametrize("point", sampled(DIRECT, 43))
+def test_direct(pairs, point):
+    way, point = point.split(":", 1)
+    pair, victim = pairs.get(way), VICTIMS[point.split(":")[-1]]
+    pair.note()
+    strike(pair, [point], off=victim.off, anew=victim.anew)
+
+
 @pytest.mark.parametrize("point", sampled(SECOND, 43))
 def test_second(pairs, point):
     road, point = point.split(":", 1)
@@ -227,7 +248,7 @@ def test_offline(pairs, point):
 
 def test_count():
     """The number of points, for people; none is there twice."""
-    every = [TCP, OTHER_WAYS, SECOND, OFFLINE]
+    every = [TCP, OTHER_WAYS, DIRECT, SECOND, OFFLINE]
     n = sum(map(len, every))
     print(f"fault points: {n}")
     assert n == sum(len(set(some)) for some in every) >= 300

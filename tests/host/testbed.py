@@ -410,6 +410,13 @@ class Testbed:
             for host in self.hosts:
                 host.authorize(node.public_key)
 
+    def separate(self):
+        """The hosts do not reach each other on the migration network, in any protocol; the operator reaches all."""
+        for host in self.hosts:
+            others = [other for other in self.hosts if other is not host]
+            drop = "; ".join(f"ip saddr {o.address} drop; ip6 saddr {o.address6} drop" for o in others)
+            host.run("nft", "-f", "-", input="table inet apart { chain in { type filter hook input priority -10; %s; }; }" % drop)
+
     def flush_switch(self):
         """Forget where addresses are: a fresh guest says nothing that would tell (the firewalls drop its MLD)."""
         self.switch.ip("link set br0 type bridge fdb_flush")
