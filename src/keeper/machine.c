@@ -413,7 +413,7 @@ QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp)
 		qmp_set_handlers(qmp, &handlers, k);
 	if (sd_event_add_io(k->event, &k->qemu_exit, qemu->pidfd, EPOLLIN, on_qemu_exit, k) < 0)
 		log_error("QEMU's end will not be seen");
-	/* In this order sd-event keeps its inotify fd: closing that waits for a grace period of the kernel, 10-25 ms. */
+	/* In this order sd-event keeps its inotify fd: to close it is to wait for the kernel, 10-25 ms (SRCU). */
 	(void)watch_words(k);
 	sd_event_source_disable_unref(words);
 	return old;
