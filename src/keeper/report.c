@@ -223,6 +223,11 @@ json_object *report_upgrade(Move *m)
 		json_extend(o, "pause_ms", "d", ms(between(m->t.stop, m->t.resumed)), NULL);
 	if (completed)
 		json_extend(o, "steps", "o", upgrade_steps(m), NULL);
+	if (completed && up->spice_port)
+		json_extend(o, "graphics", "o",
+			    json_build("type", "s", "spice", "listen", "s", m->k->def->graphics_listen, "port", "u",
+				       up->spice_port, NULL),
+			    NULL);
 	if (up->copy && m->ram_transferred)
 		json_extend(o, "ram", "o", ram_json(m), NULL);
 	json_extend(o, "error", "o", error_json(m), "warnings", "o", strings(m->warnings), "guest", "s", upgrade_guest(m),

@@ -379,6 +379,16 @@ static void on_vnc(json_object *ret, const char *error, void *userdata)
 	on_set_up(ret, error, userdata);
 }
 
+/* QAPI SpiceInfo: unlike VNC's it cannot be changed later. */
+static void on_spice(json_object *ret, const char *error, void *userdata)
+{
+	Move *m = userdata;
+
+	if (!error && m->up && m->state == MOVE_U_OPEN)
+		(void)json_get_u64(ret, "port", &m->up->spice_port);
+	on_set_up(ret, error, userdata);
+}
+
 static void ask(Move *m, Qmp *qmp, const char *command, json_object *arguments, QmpReply reply)
 {
 	m->up->pending++;
@@ -405,6 +415,8 @@ int do_set_up_both(Move *m)
 	ask(m, both[0], "query-migrate", NULL, on_blocked);
 	if (m->k->def->graphics == GRAPHICS_VNC)
 		ask(m, both[0], "query-vnc-servers", NULL, on_vnc);
+	if (up->def->graphics == GRAPHICS_SPICE)
+		ask(m, both[1], "query-spice", NULL, on_spice);
 	for (size_t i = 0; i < ARRAY_SIZE(both); i++) {
 		ask(m, both[i], "migrate-set-capabilities", migration_capabilities_here(up->copy), on_set_up);
 		ask(m, both[i], "migrate-set-parameters", migration_parameters_here(m, up->copy), on_set_up);

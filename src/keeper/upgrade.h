@@ -29,6 +29,7 @@ typedef struct Upgrade {
 	bool other_killed, taps_attached, resumed, changed_over;
 	char *from_binary, *to_binary, *from_version, *to_version;
 	char *vnc_port;		/* where viewers found the guest; NULL: nowhere, or not known */
+	uint64_t spice_port;	/* of the new one; 0: none */
 	uint64_t memory_needed; /* bytes, beyond what the guest has */
 	uint64_t spawned, ready, opened, killed, reaped; /* CLOCK_MONOTONIC, microseconds */
 } Upgrade;

@@ -3,6 +3,7 @@
 #include "keeper/upgrade.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <unistd.h>
 
 /* ---- the end ---- */
@@ -79,6 +80,8 @@ int upgrade_end(Move *m)
 		move_error(m, err);
 	}
 	m->status = status_of(m);
+	if (m->up->changed_over && m->up->spice_port)
+		move_warn(m, "SPICE clients have to connect again, to port %" PRIu64, m->up->spice_port);
 	move_let_go(m);
 	tidy_up(m);
 	tell_state(m);

@@ -182,6 +182,18 @@ def test_vnc_port_stays(web1):
         wait_until(lambda: ports() == before)
 
 
+def test_spice_port_is_told(bed, cleanup):
+    """It cannot be kept: the new QEMU listens before the old one is gone."""
+    small(bed.a, "spicy", 25, section("graphics spice", listen="127.0.0.1"))
+    cleanup("spicy")
+    result = bed.a.vmferry_json("upgrade", "spicy", "--binary", OLD)
+    graphics = result["graphics"]
+    assert result["status"] == "completed" and graphics["type"] == "spice" and graphics["listen"] == "127.0.0.1"
+    assert [w for w in result["warnings"] if str(graphics["port"]) in w]
+    with bed.a.netns.entered(), socket.socket() as s:
+        s.connect(("127.0.0.1", graphics["port"]))
+
+
 def test_memory_is_the_same(bed, web1):
     """The file both QEMUs mapped is one and the same; a second copy would show in the kernel's figures."""
 
