@@ -6,7 +6,7 @@
 
 static const OptionSpec dump_options[] = {
 	CILIUM,
-	{"format", 'f', OPTION_CHOICE, "wire|save|raw", "format", "of what is written, default wire"},
+	{"format", 'f', OPTION_CHOICE, "wire|save|raw|frame", "format", "of what is written, default wire"},
 	{NULL},
 };
 static const OptionSpec follow_options[] = {
@@ -18,10 +18,21 @@ static const OptionSpec follow_options[] = {
 };
 static const OptionSpec apply_options[] = {
 	CILIUM,
-	{"format", 'f', OPTION_CHOICE, "wire|save|raw", "format", "of what is read, default told from its first bytes"},
+	{"format", 'f', OPTION_CHOICE, "wire|save|raw|frame", "format", "of what is read, default told from its first bytes"},
 	{"settle", 0, OPTION_MSEC, "TIME", "settle", "strict again so long after the end, default 1s"},
 	{"max-entries", 0, OPTION_TEXT, "N", "max-entries", "refuse more, default 1000000"},
 	{"undo-if-cut", 0, OPTION_FLAG, NULL, "undo-if-cut", "delete all again when the input ends too early"},
+	{NULL},
+};
+static const OptionSpec gate_options[] = {
+	CILIUM,
+	{"hold", 0, OPTION_MSEC, "TIME", "hold", "hold who waits so long at most, default 200ms"},
+	{"settle", 0, OPTION_MSEC, "TIME", "settle", "strict again so long after the end, default 1s"},
+	{"max-entries", 0, OPTION_TEXT, "N", "max-entries", "refuse more, default 1000000"},
+	{NULL},
+};
+static const OptionSpec wait_options[] = {
+	{"limit", 0, OPTION_MSEC, "TIME", "limit", "wait so long at most, default 300ms"},
 	{NULL},
 };
 static const OptionSpec show_options[] = {
@@ -38,6 +49,10 @@ static const Verb verbs[] = {
 	{"follow", "", "write the entries and what changes, until told to switch", follow_options, true, false, 0,
 	 tool_follow},
 	{"apply", "", "install entries from standard input and keep them current", apply_options, true, false, 0, tool_apply},
+	{"gate", "SOCKET", "apply what comes to a socket, and hold who waits there until it is here", gate_options, true, false,
+	 1, tool_gate},
+	{"wait", "SOCKET", "wait at a gate; always succeeds", wait_options, false, false, 1, tool_wait},
+	{"send", "SOCKET", "send standard input to a gate", NULL, false, false, 1, tool_send},
 	{"show", "[FILE]", "print entries from a file or standard input", show_options, false, false, 1, tool_show},
 	{"flush", "", "delete entries", flush_options, true, false, 0, tool_flush},
 };

@@ -7,7 +7,7 @@
 
 /* vmferry-conntrack: what its verbs share. */
 
-typedef enum Format { FORMAT_WIRE, FORMAT_SAVE, FORMAT_RAW, FORMAT_ANY } Format;
+typedef enum Format { FORMAT_WIRE, FORMAT_SAVE, FORMAT_RAW, FORMAT_FRAME, FORMAT_ANY } Format;
 
 /** tool_other() - the table that --cilium names, or NULL for the kernel's. Return: 0, or negative errno with @err set */
 int tool_other(const Tool *tool, CtOther **ret, Error **err);
@@ -21,12 +21,25 @@ int tool_follow(const Tool *tool, Error **err);
 int tool_apply(const Tool *tool, Error **err);
 int tool_show(const Tool *tool, Error **err);
 int tool_flush(const Tool *tool, Error **err);
+int tool_gate(const Tool *tool, Error **err);
+int tool_wait(const Tool *tool, Error **err);
+int tool_send(const Tool *tool, Error **err);
+
+/**
+ * tool_apply_from() - apply what comes from a file descriptor, as the verb does
+ * @told: called once all has been read, or cannot be: negative errno and why; before anything is set right or undone. May be NULL
+ */
+int tool_apply_from(const Tool *tool, int fd, Format format, bool undo,
+		    void (*told)(void *userdata, int result, const CtApplyStats *stats, const char *why), void *userdata,
+		    Error **err);
 
 /* ---- streams of entries, input.c and output.c ---- */
 
 /**
  * struct Input - entries from a file descriptor in any of the formats, as batches in wire format
  * @ended:   the stream said itself that it is whole; text and raw messages cannot, their end counts as that
+ * @frame:   FORMAT_FRAME: bytes of it, once all are there
+ * @frame_at: and how many of them have been handed out
  * @skipped: lines and messages that no entry could be made of
  */
 typedef struct Input {
@@ -35,6 +48,7 @@ typedef struct Input {
 	uint8_t *data;
 	size_t used, size;
 	uint8_t *batch;
+	size_t frame, frame_at;
 	bool ended, end_of_file;
 	uint64_t lines, skipped;
 } Input;
@@ -55,6 +69,9 @@ int output_write(int fd, Format format, const uint8_t *batches, size_t len);
 
 /** output_begun() - say that a first dump is written, and what changed during it. Return: 0 or negative errno */
 int output_begun(int fd, Format format);
+
+/** output_frame() - all of what dump writes as one frame. Return: 0 or negative errno */
+int output_frame(int fd, const uint8_t *batches, size_t len);
 
 /** output_end() - say that the table is whole. Return: 0 or negative errno */
 int output_end(int fd, Format format);

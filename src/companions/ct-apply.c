@@ -82,42 +82,68 @@ static int roll_back(Applying *a)
 	return n < 0 ? n : 0;
 }
 
-/* What is installed stays and is set right, unless a cut stream is to leave nothing behind. */
-static int at_end(Applying *a, int read_result, Error **err)
-{
-	bool undo = false, cut = read_result < 0 || !a->input.ended;
-	int r;
+static const char *const cut_text = "the input ended without the final mark: entries may be missing or old";
 
-	(void)json_get_bool(a->tool->options, "undo-if-cut", &undo);
-	r = cut && undo ? roll_back(a) : settle(a, err);
+/* What is installed stays and is set right, unless a cut stream is to leave nothing behind. */
+static int at_end(Applying *a, int read_result, bool undo, Error **err)
+{
+	bool cut = read_result < 0 || !a->input.ended;
+	int r = cut && undo ? roll_back(a) : settle(a, err);
+
 	if (read_result < 0 || r < 0)
 		return read_result < 0 ? read_result : r;
 	if (!cut)
 		return 0;
-	error_set(err, -EPIPE, "the input ended without the final mark: entries may be missing or old");
+	error_set(err, -EPIPE, "%s", cut_text);
 	error_hint(err, "see what ended the other end; run both again, entries that lie here are replaced");
 	return -EPIPE;
 }
 
-int tool_apply(const Tool *tool, Error **err)
+static int begin(Applying *a, Error **err)
 {
-	_cleanup_(applying_done)
-	Applying a = {.tool = tool, .input = {.fd = STDIN_FILENO, .format = tool_format(tool, FORMAT_ANY)}};
 	CtApplyOptions options = {.max_entries = 1000000, .marks_mask = UINT32_MAX, .helpers = CT_ANY_HELPER};
 	CtOther *other = NULL;
-	int r = tool_max_entries(tool, &options.max_entries, err);
+	int r = tool_max_entries(a->tool, &options.max_entries, err);
 
 	if (r >= 0)
-		r = tool_other(tool, &other, err);
+		r = tool_other(a->tool, &other, err);
 	if (r >= 0 && other)
-		a.apply = ct_apply_new_of(tool->select, &options, other);
+		a->apply = ct_apply_new_of(a->tool->select, &options, other);
 	else if (r >= 0)
-		r = ct_apply_new(tool->select, &options, &a.apply, err);
-	if (r < 0)
-		return r;
-	r = read_all(&a, err);
-	say(&a, "applied", a.usec);
-	return at_end(&a, r, err);
+		r = ct_apply_new(a->tool->select, &options, &a->apply, err);
+	return r;
+}
+
+int tool_apply_from(const Tool *tool, int fd, Format format, bool undo,
+		    void (*told)(void *userdata, int result, const CtApplyStats *stats, const char *why), void *userdata,
+		    Error **err)
+{
+	_cleanup_(applying_done) Applying a = {.tool = tool, .input = {.fd = fd, .format = format}};
+	_cleanup_error_ Error *own = NULL;
+	CtApplyStats stats = {};
+	int r = begin(&a, &own), begun = r;
+
+	if (r >= 0) {
+		r = read_all(&a, &own);
+		say(&a, "applied", a.usec);
+		ct_apply_stats(a.apply, &stats);
+	}
+	if (told)
+		told(userdata, r < 0 || a.input.ended ? r : -EPIPE, &stats, own ? own->message : a.input.ended ? "" : cut_text);
+	if (begun >= 0)
+		r = at_end(&a, r, undo, &own);
+	if (r >= 0)
+		return 0;
+	*err = TAKE_PTR(own);
+	return r;
+}
+
+int tool_apply(const Tool *tool, Error **err)
+{
+	bool undo = false;
+
+	(void)json_get_bool(tool->options, "undo-if-cut", &undo);
+	return tool_apply_from(tool, STDIN_FILENO, tool_format(tool, FORMAT_ANY), undo, NULL, NULL, err);
 }
 
 int tool_flush(const Tool *tool, Error **err)

@@ -215,6 +215,18 @@ int tool_follow(const Tool *tool, Error **err)
 	return r < 0 ? r : follow_last(&f, err);
 }
 
+static int write_frame(Following *f)
+{
+	_cleanup_free_ uint8_t *batch = NULL;
+	size_t n, left, size;
+	CtFollowStats s;
+
+	ct_follow_stats(f->follow, &s);
+	size = CT_WIRE_HEADER + s.entries * CT_WIRE_RECORD_MAX;
+	batch = xcalloc(1, size);
+	return output_frame(STDOUT_FILENO, batch, ct_follow_snapshot(f->follow, batch, size, &n, &left));
+}
+
 int tool_dump(const Tool *tool, Error **err)
 {
 	_cleanup_(following_done) Following f = {.tool = tool};
@@ -228,7 +240,7 @@ int tool_dump(const Tool *tool, Error **err)
 		ct_follow_stats(f.follow, &stats);
 	}
 	if (r >= 0)
-		r = write_deltas(&f);
+		r = tool_format(tool, FORMAT_WIRE) == FORMAT_FRAME ? write_frame(&f) : write_deltas(&f);
 	if (r >= 0)
 		r = output_end(STDOUT_FILENO, tool_format(tool, FORMAT_WIRE));
 	return written(r, err);

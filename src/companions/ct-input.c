@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "basic/clock.h"
 #include "companions/conntrack.h"
+#include "conntrack/cilium.h"
 #include "conntrack/netlink.h"
 #include "conntrack/save.h"
 
@@ -16,7 +18,7 @@
 
 Format tool_format(const Tool *tool, Format otherwise)
 {
-	static const char *const names[] = {[FORMAT_WIRE] = "wire", [FORMAT_SAVE] = "save", [FORMAT_RAW] = "raw"};
+	static const char *const names[] = {[FORMAT_WIRE] = "wire", [FORMAT_SAVE] = "save", [FORMAT_RAW] = "raw", [FORMAT_FRAME] = "frame"};
 	const char *text = tool_text(tool, "format", "");
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
@@ -139,11 +141,53 @@ static ssize_t take_messages(Input *in, Batch *b, Error **err)
 	return (ssize_t)at;
 }
 
+/* Entries of a frame that is here whole: of half a one nothing is taken. */
+static void take_entries(Input *in, Batch *b)
+{
+	uint32_t now = (uint32_t)(now_usec() / USEC_PER_SEC);
+
+	for (; b->n < CONVERTED_MAX && in->frame_at < in->frame; in->frame_at += CT_CILIUM_ENTRY) {
+		CtExtra extra = {};
+		CtRecord record;
+
+		if (ct_cilium_read(in->data + in->frame_at, now, &extra, &record))
+			batch_add(b, CT_WIRE_PUT, &record);
+		else
+			in->skipped++;
+	}
+}
+
+/* The frame is all: what follows is not read. */
+static int take_frame(Input *in, Batch *b, Error **err)
+{
+	const char *why;
+	ssize_t n = in->frame ? (ssize_t)in->frame : ct_cilium_frame_read(in->data, in->used, &why);
+
+	if (n < 0)
+		return error_set(err, (int)n, "the input is %s", why);
+	if (n == 0 || (size_t)n > in->used)
+		return 0;
+	if (!in->frame)
+		in->frame_at = CT_CILIUM_FRAME;
+	in->frame = (size_t)n;
+	take_entries(in, b);
+	if (in->frame_at < in->frame)
+		return 0;
+	in->used = 0;
+	in->ended = in->end_of_file = true;
+	return 0;
+}
+
 /* Return: 1 with a batch, 0 when more is needed, or negative errno. */
 static int convert(Input *in, const uint8_t **ret, size_t *ret_len, Error **err)
 {
 	Batch b = batch_begin(in);
-	ssize_t n = in->format == FORMAT_SAVE ? take_lines(in, &b, err) : take_messages(in, &b, err);
+	ssize_t n;
+
+	if (in->format == FORMAT_FRAME)
+		n = take_frame(in, &b, err);
+	else
+		n = in->format == FORMAT_SAVE ? take_lines(in, &b, err) : take_messages(in, &b, err);
 
 	if (n < 0)
 		return (int)n;
@@ -185,10 +229,13 @@ static int take_batch(Input *in, const uint8_t **ret, size_t *ret_len, Error **e
 
 static int at_end(Input *in, Error **err)
 {
+	static const char *const parts[] = {
+		[FORMAT_WIRE] = "a batch", [FORMAT_SAVE] = "a line", [FORMAT_RAW] = "a message", [FORMAT_FRAME] = "a frame", [FORMAT_ANY] = "",
+	};
+
 	if (in->used)
-		return error_set(err, -EBADMSG, "the input ends in the middle of %s",
-				 in->format == FORMAT_SAVE ? "a line" : in->format == FORMAT_RAW ? "a message" : "a batch");
-	in->ended |= in->format != FORMAT_WIRE;
+		return error_set(err, -EBADMSG, "the input ends in the middle of %s", parts[in->format]);
+	in->ended |= in->format != FORMAT_WIRE && in->format != FORMAT_FRAME;
 	return 0;
 }
 

@@ -6,10 +6,12 @@
 
 #include "basic/fd.h"
 #include "companions/conntrack.h"
+#include "conntrack/cilium.h"
 #include "conntrack/netlink.h"
 #include "conntrack/save.h"
 
 #define BUFFER 65536
+#define CT_CILIUM_RECORD_MIN 65 /* bytes of one on the wire */
 
 static size_t write_raw(const CtRecord *record, CtWireOp op, uint8_t *to)
 {
@@ -59,6 +61,25 @@ int output_begun(int fd, Format format)
 		return 0;
 	ct_wire_header(batch, sizeof(batch), 0);
 	return fd_write_all(fd, batch, sizeof(batch));
+}
+
+/* Only Cilium's entries have a place in it. */
+int output_frame(int fd, const uint8_t *batches, size_t len)
+{
+	_cleanup_free_ uint8_t *frame = xcalloc(1, CT_CILIUM_FRAME + len / CT_CILIUM_RECORD_MIN * CT_CILIUM_ENTRY);
+	size_t used = CT_CILIUM_FRAME;
+	CtWireReader reader;
+	CtRecord record;
+	CtWireOp op;
+
+	ct_wire_read(&reader, batches, len);
+	while (ct_wire_next(&reader, &op, &record) == 1)
+		if (record.key.map == CT_MAP_CILIUM) {
+			ct_cilium_write(&record, frame + used);
+			used += CT_CILIUM_ENTRY;
+		}
+	ct_cilium_frame_write(frame, used - CT_CILIUM_FRAME);
+	return fd_write_all(fd, frame, used);
 }
 
 int output_end(int fd, Format format)

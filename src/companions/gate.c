@@ -20,6 +20,7 @@
 #define NAME_MAX_LEN 40 /* more is cut, so that the path fits in sun_path */
 #define QUESTION "wait\n"
 #define ANSWER "ok\n"
+#define SILENT_USEC (5 * USEC_PER_SEC) /* one that asks nothing is closed */
 
 typedef struct Waiter {
 	Gate *gate;
@@ -37,6 +38,9 @@ struct Gate {
 	ino_t inode; /* of the socket: a later gate of the same name takes the path over */
 	bool ready;
 	Waiter waiters[WAITERS_MAX];
+	bool once;
+	void (*other)(void *userdata, int fd);
+	void *userdata;
 	GateStats stats;
 };
 
@@ -66,20 +70,51 @@ static void let_through(Waiter *w, uint64_t *count)
 	waiter_close(w);
 }
 
+static bool waits(const Waiter *w)
+{
+	return w->gate && w->got == strlen(QUESTION);
+}
+
 static int on_bound(_unused_ sd_event_source *s, _unused_ uint64_t usec, void *userdata)
 {
 	Waiter *w = userdata;
 
-	let_through(w, &w->gate->stats.timeout);
+	if (waits(w))
+		let_through(w, &w->gate->stats.timeout);
+	else
+		waiter_close(w);
 	return 0;
+}
+
+static int set_timer(Waiter *w, uint64_t usec)
+{
+	w->timer = sd_event_source_disable_unref(w->timer);
+	return sd_event_add_time_relative(w->gate->event, &w->timer, CLOCK_MONOTONIC, usec, 1000, on_bound, w);
+}
+
+/* Whether it is another's business. */
+static bool hand_over(Waiter *w)
+{
+	Gate *gate = w->gate;
+	char first;
+
+	if (!gate->other || w->got || recv(w->fd, &first, 1, MSG_PEEK | MSG_DONTWAIT) != 1 || first == QUESTION[0])
+		return false;
+	(void)fd_nonblock(w->fd, false);
+	gate->other(gate->userdata, TAKE_FD(w->fd));
+	waiter_close(w);
+	return true;
 }
 
 static int on_question(_unused_ sd_event_source *s, int fd, _unused_ uint32_t revents, void *userdata)
 {
 	Waiter *w = userdata;
 	char text[sizeof(QUESTION)];
-	ssize_t n = read(fd, text, strlen(QUESTION) - w->got);
+	ssize_t n;
 
+	if (hand_over(w))
+		return 0;
+	n = read(fd, text, strlen(QUESTION) - w->got);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	/* The end of the input too: who says it all and then leaves did not wait. */
@@ -90,10 +125,11 @@ static int on_question(_unused_ sd_event_source *s, int fd, _unused_ uint32_t re
 	w->got += (size_t)n;
 	if (w->got < strlen(QUESTION))
 		return 0;
+	(void)sd_event_source_set_enabled(w->io, SD_EVENT_OFF);
 	if (w->gate->ready)
-		let_through(w, &w->gate->stats.completed);
+		gate_ready(w->gate);
 	else
-		(void)sd_event_source_set_enabled(w->io, SD_EVENT_OFF);
+		(void)set_timer(w, w->gate->bound);
 	return 0;
 }
 
@@ -112,7 +148,7 @@ static int on_connect(_unused_ sd_event_source *s, int fd, _unused_ uint32_t rev
 	}
 	*w = (Waiter){.gate = gate, .fd = peer};
 	if (sd_event_add_io(gate->event, &w->io, peer, EPOLLIN, on_question, w) < 0 ||
-	    sd_event_add_time_relative(gate->event, &w->timer, CLOCK_MONOTONIC, gate->bound, 1000, on_bound, w) < 0)
+	    set_timer(w, SILENT_USEC) < 0)
 		waiter_close(w);
 	return 0;
 }
@@ -126,23 +162,15 @@ static ino_t inode_of(const char *path)
 
 static int listen_at(Gate *gate)
 {
-	_cleanup_free_ char *dir = xasprintf("%s/.gates", runtime_dir());
-	int r = dir_make(dir, 0755);
-
-	if (r < 0)
-		return r;
 	gate->fd = unix_listen(gate->path, 0600);
 	gate->inode = inode_of(gate->path);
 	return gate->fd < 0 ? gate->fd : sd_event_add_io(gate->event, &gate->io, gate->fd, EPOLLIN, on_connect, gate);
 }
 
-int gate_new(sd_event *event, const char *name, uint64_t bound, Gate **ret, Error **err)
+static int open_gate(Gate *gate, Gate **ret, Error **err)
 {
-	Gate *gate = xcalloc(1, sizeof(*gate));
-	int r;
+	int r = listen_at(gate);
 
-	*gate = (Gate){.event = event, .fd = -1, .bound = bound, .path = gate_path(name)};
-	r = listen_at(gate);
 	if (r < 0) {
 		error_set(err, r, "Cannot listen at %s: %s", gate->path, strerror(-r));
 		gate_free(gate);
@@ -152,12 +180,52 @@ int gate_new(sd_event *event, const char *name, uint64_t bound, Gate **ret, Erro
 	return 0;
 }
 
+int gate_new(sd_event *event, const char *name, uint64_t bound, Gate **ret, Error **err)
+{
+	_cleanup_free_ char *dir = xasprintf("%s/.gates", runtime_dir());
+	Gate *gate = xcalloc(1, sizeof(*gate));
+
+	*gate = (Gate){.event = event, .fd = -1, .bound = bound, .path = gate_path(name)};
+	(void)dir_make(dir, 0755); /* without it the socket says why */
+	return open_gate(gate, ret, err);
+}
+
+int gate_new_at(sd_event *event, const char *path, uint64_t bound, void (*other)(void *userdata, int fd), void *userdata,
+		Gate **ret, Error **err)
+{
+	Gate *gate = xcalloc(1, sizeof(*gate));
+
+	*gate = (Gate){.event = event,
+		       .fd = -1,
+		       .bound = bound,
+		       .path = xstrdup(path),
+		       .once = true,
+		       .other = other,
+		       .userdata = userdata};
+	return open_gate(gate, ret, err);
+}
+
 void gate_ready(Gate *gate)
 {
 	gate->ready = true;
 	for (size_t i = 0; i < WAITERS_MAX; i++)
-		if (gate->waiters[i].gate && gate->waiters[i].got == strlen(QUESTION))
+		if (waits(&gate->waiters[i])) {
 			let_through(&gate->waiters[i], &gate->stats.completed);
+			gate->ready = !gate->once;
+		}
+}
+
+void gate_close(Gate *gate)
+{
+	gate->ready = false;
+}
+
+void gate_forget(Gate *gate)
+{
+	gate->fd = fd_close(gate->fd);
+	for (size_t i = 0; i < WAITERS_MAX; i++)
+		if (gate->waiters[i].gate)
+			gate->waiters[i].fd = fd_close(gate->waiters[i].fd);
 }
 
 void gate_stats(const Gate *gate, GateStats *ret)
@@ -204,9 +272,8 @@ static int await_answer(int fd, uint64_t end)
 	return memcmp(text, ANSWER, got) == 0 ? 1 : -EBADMSG;
 }
 
-int gate_wait(const char *name, uint64_t bound)
+int gate_wait_at(const char *path, uint64_t bound)
 {
-	_cleanup_free_ char *path = gate_path(name);
 	_cleanup_fd_ int fd = unix_connect(path);
 
 	if (fd == -ENOENT || fd == -ECONNREFUSED)
@@ -216,4 +283,11 @@ int gate_wait(const char *name, uint64_t bound)
 	if (send(fd, QUESTION, strlen(QUESTION), MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)strlen(QUESTION))
 		return -EPIPE;
 	return await_answer(fd, now_usec() + bound);
+}
+
+int gate_wait(const char *name, uint64_t bound)
+{
+	_cleanup_free_ char *path = gate_path(name);
+
+	return gate_wait_at(path, bound);
 }

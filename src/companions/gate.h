@@ -27,6 +27,19 @@ char *gate_path(const char *name);
  */
 int gate_new(sd_event *event, const char *name, uint64_t bound, Gate **ret, Error **err);
 
+/**
+ * gate_new_at() - the same at a path, for one guest after the other: closed again once somebody was let through in time
+ * @other: called with a connection that begins with another byte than the question does, nothing of it is read; owns it from then on
+ */
+int gate_new_at(sd_event *event, const char *path, uint64_t bound, void (*other)(void *userdata, int fd), void *userdata,
+		Gate **ret, Error **err);
+
+/** gate_close() - the connections are not in any more, or others are to come */
+void gate_close(Gate *gate);
+
+/** gate_forget() - in a child: close its connections without a word to anybody */
+void gate_forget(Gate *gate);
+
 /** gate_ready() - the connections are in: who waits goes on, and who comes from now on does at once */
 void gate_ready(Gate *gate);
 
@@ -34,6 +47,9 @@ void gate_stats(const Gate *gate, GateStats *ret);
 
 /** gate_free() - remove the socket; who still waits goes on. Return: NULL */
 Gate *gate_free(Gate *gate);
+
+/** gate_wait_at() - gate_wait() at a path */
+int gate_wait_at(const char *path, uint64_t bound);
 
 /**
  * gate_wait() - the hook's side

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <endian.h>
+#include <errno.h>
 #include <linux/netfilter/nf_conntrack_common.h>
 #include <linux/netfilter/nf_conntrack_tcp.h>
 #include <string.h>
@@ -90,4 +91,35 @@ void ct_cilium_write(const CtRecord *r, uint8_t to[CT_CILIUM_ENTRY])
 	memcpy(e.dst, r->key.orig.dst, sizeof(e.dst));
 	memcpy(e.src, r->key.orig.src, sizeof(e.src));
 	memcpy(to, &e, sizeof(e));
+}
+
+ssize_t ct_cilium_frame_read(const uint8_t *data, size_t len, const char **ret_why)
+{
+	uint32_t size;
+
+	if (len >= 1 && data[0] != CT_CILIUM_VERSION) {
+		*ret_why = "a frame of an unknown version";
+		return -EPROTONOSUPPORT;
+	}
+	if (len < CT_CILIUM_FRAME)
+		return 0;
+	memcpy(&size, data + 1, sizeof(size));
+	size = be32toh(size);
+	if (size > CT_CILIUM_ENTRIES_MAX) {
+		*ret_why = "a frame too large";
+		return -EFBIG;
+	}
+	if (size % CT_CILIUM_ENTRY != 0) {
+		*ret_why = "a frame that ends in the middle of an entry";
+		return -EBADMSG;
+	}
+	return (ssize_t)(CT_CILIUM_FRAME + size);
+}
+
+void ct_cilium_frame_write(uint8_t to[CT_CILIUM_FRAME], size_t len)
+{
+	uint32_t size = htobe32((uint32_t)len);
+
+	to[0] = CT_CILIUM_VERSION;
+	memcpy(to + 1, &size, sizeof(size));
 }

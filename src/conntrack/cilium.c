@@ -15,7 +15,6 @@
 #define VERSION_HEADER "Cilium-Conntrack-Export-Version"
 #define URL "http://localhost/v1/conntrack/"
 #define IMPORT_USEC 5000000
-#define BODY_MAX (1000000UL * CT_CILIUM_ENTRY) /* of the exports of all addresses together */
 
 typedef struct Cilium {
 	CtOther other;
@@ -50,7 +49,7 @@ static size_t on_body(char *data, size_t size, size_t n, void *userdata)
 	Cilium *c = userdata;
 
 	n *= size;
-	if (n > BODY_MAX - c->len)
+	if (n > CT_CILIUM_ENTRIES_MAX - c->len)
 		return 0;
 	if (c->len + n > c->size)
 		c->body = xrealloc(c->body, c->size = 2 * (c->len + n), 1);

@@ -35,6 +35,25 @@ bool ct_cilium_read(const uint8_t entry[CT_CILIUM_ENTRY], uint32_t now, CtExtra 
  */
 void ct_cilium_write(const CtRecord *record, uint8_t to[CT_CILIUM_ENTRY]);
 
+/*
+ * A frame of entries, as Deckhouse's virtualization sends them from one node to the other: version of the entries (1
+ * byte), length of what follows (4, big-endian), entries.
+ */
+#define CT_CILIUM_FRAME 5
+#define CT_CILIUM_ENTRIES_MAX                                                                                          \
+	(1000000UL * CT_CILIUM_ENTRY) /* in a frame, or in the exports of all addresses together */
+
+/**
+ * ct_cilium_frame_read() - how much of a frame is there
+ * @ret_why: what is wrong with it, a constant text
+ *
+ * Return: bytes of the frame, header included, which may be more than @len; 0 when its header is not whole;
+ * -EPROTONOSUPPORT, -EFBIG or -EBADMSG.
+ */
+ssize_t ct_cilium_frame_read(const uint8_t *data, size_t len, const char **ret_why);
+/** ct_cilium_frame_write() - the header of a frame of @len bytes of entries */
+void ct_cilium_frame_write(uint8_t to[CT_CILIUM_FRAME], size_t len);
+
 /**
  * ct_cilium_new() - the table of an agent
  * @socket: path, usually /var/run/cilium/cilium.sock

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What Cilium's agent exports: each entry becomes a record that goes over the wire and is the same entry at the other
- * end. */
+/* What Cilium's agent exports, and frames of it: each entry becomes a record that goes over the wire and is the same
+ * entry at the other end. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,8 +27,25 @@ static void check(const CtRecord *record)
 		abort();
 }
 
+/* No frame is longer than is allowed, and a header that is read says the same when it is written. */
+static void check_frame(const uint8_t *data, size_t size)
+{
+	uint8_t header[CT_CILIUM_FRAME];
+	const char *why = NULL;
+	ssize_t n = ct_cilium_frame_read(data, size, &why);
+
+	if (n < 0 ? !why : n > (ssize_t)(CT_CILIUM_FRAME + CT_CILIUM_ENTRIES_MAX))
+		abort();
+	if (n <= 0)
+		return;
+	ct_cilium_frame_write(header, (size_t)n - sizeof(header));
+	if (memcmp(header, data, sizeof(header)) != 0)
+		abort();
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+	check_frame(data, size);
 	for (size_t at = 0; at + CT_CILIUM_ENTRY <= size; at += CT_CILIUM_ENTRY) {
 		CtExtra extra = {};
 		CtRecord record;
