@@ -27,6 +27,7 @@ bench: all
 	@bench/conntrack
 	@bench/upgrade
 	@bench/run
+	@bench/answers
 
 install: deps
 	@tools/build $(BUILD) -Dprefix=$(PREFIX)

@@ -42,12 +42,12 @@ static json_object *phases_json(const Move *m)
 }
 
 /*
- * Upper bound of what the guest lost: STOP to our receipt of the answer on our clock, less RESUME to the sending of the
- * answer on the target's.
+ * Upper bound of the time from @since to RESUME: to our receipt of the answer on our clock, less RESUME to the sending
+ * of the answer on the target's.
  */
-static uint64_t pause_usec(const Move *m)
+static uint64_t until_resume(const Move *m, uint64_t since)
 {
-	uint64_t seen = between(m->t.stop, m->t.answered);
+	uint64_t seen = between(since, m->t.answered);
 
 	return m->outcome.resumed_usec && m->outcome.resumed_usec < seen ? seen - m->outcome.resumed_usec : seen;
 }
@@ -62,7 +62,8 @@ static json_object *steps_json(const Move *m)
 	return json_build("stop_to_hold", "d", ms(between(t->stop, t->hold)), "delta", "d", ms(delta), "device_state",
 			  "d", ms(between(t->delta_done, t->postmigrate)), "journal_commit", "d", ms(commit),
 			  "finish_send", "d", ms(finish), "gate", "d", ms(gate), "journal_committed", "d", ms(journal),
-			  "cont", "d", ms(m->outcome.cont_usec), "own", "d",
+			  "cont", "d", ms(m->outcome.cont_usec), "commit_to_resume", "d",
+			  ms(until_resume(m, t->committed)), "own", "d",
 			  ms(delta + commit + finish + gate + journal), NULL);
 }
 
@@ -129,7 +130,7 @@ json_object *report_result(Move *m)
 			   ms(between(m->t.begun, end)), NULL);
 
 	if (completed)
-		json_extend(o, "pause_ms", "d", ms(pause_usec(m)), "steps", "o", steps_json(m), NULL);
+		json_extend(o, "pause_ms", "d", ms(until_resume(m, m->t.stop)), "steps", "o", steps_json(m), NULL);
 	json_extend(o, "ram", "o", ram_json(m), "conntrack", "o", conntrack_json(m), "error", "o", error_json(m), "warnings", "o",
 		    strings(m->warnings), "guest", "s", guest_where(m), NULL);
 	if (m->prepared.graphics)

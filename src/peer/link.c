@@ -375,7 +375,8 @@ static Link *link_new(sd_event *event, const LinkHandlers *handlers, void *userd
 	link->handlers = *handlers;
 	link->userdata = userdata;
 	link->fd = -1;
-	link->ping_every = silence_usec / PINGS_MISSED_MAX;
+	/* A cut right after an answer is noticed when the last of them has had as long as the others. */
+	link->ping_every = silence_usec / (PINGS_MISSED_MAX + 1);
 	return link;
 }
 

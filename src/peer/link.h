@@ -22,7 +22,7 @@ typedef struct LinkOptions {
 	DestinationOptions how;
 	Preamble preamble;
 	uint64_t connect_usec; /* until up */
-	uint64_t silence_usec; /* three pings, spread over so long, without an answer: the link is cut. 0: no pings */
+	uint64_t silence_usec; /* three pings without an answer within it: the link is cut. 0: no pings */
 	const char *expect_token; /* for data: what the other end must answer, NULL: anything */
 	/*
 	 * For a direct destination, instead of a command: ask a client for the stream named @stream. link_give() or

@@ -319,7 +319,8 @@ class Target:
               answer to a call: cookie members that replace those of an honest answer (null: left out), or
               "silence", "close", "garbage", "huge" (2 MiB), "truncated", "error", "wrong" (another type)
     listen    address: a proof listener that answers as it should, and a data port that accepts and says nothing
-    data      token to answer on a data stream; the stream is then swallowed, QEMU's return path closed in order
+    data      token to answer on a data stream; the stream is then swallowed, QEMU's return path closed in order; or "silence"
+    loads     false: the return path stays open, as if the guest's state were never loaded
     receiving whether Receiving is sent when Prepare has been answered
     log       texts to send as Log signals after Hello
     """
@@ -397,7 +398,8 @@ class Target:
                                  member=member))  # fmt: skip
 
     def swallow(self):
-        self.stream.send(struct.pack(">HHI", 1, 4, 0))  # MIG_RP_MSG_SHUT, all is well
+        if self.script.get("loads", True):
+            self.stream.send(struct.pack(">HHI", 1, 4, 0))  # MIG_RP_MSG_SHUT, all is well
         while os.read(0, 1 << 20):
             pass
 
@@ -406,6 +408,8 @@ class Target:
         kind, self.vm, self.id = words[1:4]
         answer = self.script.get("line", "ok")
         if answer == "silence":
+            self.stream.wait_closed()
+        if kind == "data" and self.script.get("data") == "silence":
             self.stream.wait_closed()
         if kind == "data":
             self.stream.send(f"vmferry/1 ok {self.script.get('data', '-')}\n".encode())

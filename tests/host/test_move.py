@@ -19,6 +19,7 @@ STREAMS = [
     "udp,10.0.0.5", "udp,fd00::5", "hold,10.0.0.5,count=100", "hold,fd00::5,count=100",
 ]  # fmt: skip
 TCP = 204
+LIGHT = ["ping,10.0.0.5,interval=50", "ping,fd00::5,interval=50", "hold,10.0.0.5,count=50", "hold,fd00::5,count=50"]
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def vm(bed):
 
 
 def longest_gap(result):
-    """What a stream may notice, ms: the pause, and a TCP that has doubled its retransmission time over it."""
-    return 2 * result["pause_ms"] + 3000
+    """What a stream may notice, ms: the pause, a TCP that has doubled its retransmission time over it, a machine with other work."""
+    return 2 * result["pause_ms"] + 10000
 
 
 def move(bed, guest, here, there, *options, destination=None):
@@ -55,7 +56,7 @@ def test_there_and_back(bed, vm):
             table = result["conntrack"]
             assert table["applied"] >= TCP and (table["lost"], table["refused"]) == (0, 0), table
             assert result["transport"] == "tcp" and result["warnings"] == []
-            assert 0 < result["pause_ms"] < result["total_ms"]
+            assert 0 < result["steps"]["commit_to_resume"] < result["pause_ms"] < result["total_ms"]
 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls", "ssh", "tunnel"])
@@ -120,11 +121,12 @@ def test_paused_stays_paused(bed, vm):
 @pytest.mark.long
 def test_there_and_back_200_times(bed, vm):
     """The same connections all the way; keepers and QEMUs come and go, and none leaves anything."""
-    with bed.probe(*STREAMS) as probe:
-        for here, there in [(bed.a, bed.b), (bed.b, bed.a)] * 200:
-            probe.mark()
+    with bed.probe(*LIGHT) as probe:
+        for n, (here, there) in enumerate([(bed.a, bed.b), (bed.b, bed.a)] * 200, 1):
             result = move(bed, vm, here, there, "--transport=tcp")
-            probe.assert_alive(30, gap_ms=longest_gap(result))
+            assert result["warnings"] == [] and result["conntrack"]["lost"] == 0, (n, result)
+            probe.assert_alive(60)
+            print(f"{n} moves", flush=True)
 
 
 @pytest.mark.parametrize("count, rounds", [(10, 1), pytest.param(20, 3, marks=pytest.mark.long)])
