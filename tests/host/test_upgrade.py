@@ -430,6 +430,18 @@ def test_device_of_one_qemu(bed, cleanup, word, name):
     assert word in found["findings"][0]["what"] and name in found["findings"][0]["what"], found
 
 
+def test_device_that_does_not_migrate(bed, cleanup):
+    """QEMU itself says so: a check names it, nothing is tried."""
+    small(bed.a, "nvme", 26, 'qemu-args = { "-device", "nvme,serial=x" }\n', binary=qemu())
+    cleanup("nvme")
+    done = bed.a.vmferry("upgrade", "nvme", "--check", "--json", check=False)
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and found["way"] == "none" and "nvme" in found["findings"][0]["what"], found
+    done = bed.a.vmferry("upgrade", "nvme", check=False)
+    assert done.returncode == 1 and "non-migratable device" in done.stderr
+    assert bed.a.status("nvme")["state"] == "running"
+
+
 def test_no_room_for_a_copy(bed, cleanup):
     """Refused, with figures. Huge pages are what a host surely lacks."""
     small(bed.a, "large", 22, memory_backing="private", memory="2G")
