@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A libvirtd of a test host's own: private /run, /etc, /var of libvirt, a host name and a host uuid, and domains on it."""
 
-import contextlib
-import os
 import pathlib
-import shlex
-import subprocess
 import time
 import uuid
 
-from testbed import ACCEL, BUILD, LIMIT, Guest, wait_file
+from testbed import ACCEL, LIMIT, TREE, Guest, qemu, wait_file
 
 LIBVIRTD = "/usr/sbin/libvirtd"
 PLACES = ("/run/libvirt", "/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt")
 CACHE = pathlib.Path("/var/cache/vmferry-test/libvirt")  # of what libvirt asks each QEMU there is: seconds
-QEMU = "/usr/bin/qemu-system-x86_64"  # libvirt 9.0 cannot ask 10.0, which dies of it
+MODULES = "/usr/lib/x86_64-linux-gnu/qemu"  # the installed QEMU's; 10.0 would look there, too, and end when libvirt asks for all it knows
 
 DAEMON_CONF = """
 listen_tls = 0
@@ -65,6 +61,10 @@ DOMAIN = """<domain type='{type}'>
 </domain>
 """
 METADATA = "<v:vm xmlns:v='urn:vmferry:domain:1'>%s</v:vm>"
+HOOK = """#!/bin/sh
+echo "$@" >>{log}
+exec {enter} {hook} "$@"
+"""
 SCRIPT = """set -e
 for place in {places}; do
     mkdir -p $place
@@ -72,6 +72,8 @@ for place in {places}; do
 done
 mkdir -p /var/cache/libvirt {cache}
 mount --bind {cache} /var/cache/libvirt
+mkdir {dir}/empty
+mount --bind {dir}/empty {modules} 2>/dev/null || true
 mount --bind {dir}/passwd /etc/passwd
 mount --bind {dir}/group /etc/group
 hostname {name}
@@ -89,20 +91,13 @@ while os.wait()[0] != child:
 
 
 class Libvirt:
-    """libvirtd on a host of the testbed; virsh reaches it from anywhere over its socket."""
+    """libvirtd on a host of the testbed; virsh finds it by LIBVIRT_DEFAULT_URI, which every command there has."""
 
     def __init__(self, host):
         self.host, self.dir = host, host.dir / "libvirt"
         for place in PLACES:
             (self.dir / place[1:]).mkdir(parents=True)
-        self.socket = self.dir / "run/libvirt/libvirt-sock"
-        self.uri = f"qemu+unix:///system?socket={self.socket}"
         self.remote = f"qemu+tcp://{host.address}/system"
-        host.env["LIBVIRT_DEFAULT_URI"] = self.uri
-        for tool in ("vmferry-libvirt", "vmferry-conntrack"):
-            if not (host.bed.bin / tool).exists():
-                (host.bed.bin / tool).symlink_to(BUILD / "src/companions" / tool)
-        host.write_enter()
         self.write_files()
         self.daemon = host.popen("unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", self.script(),
                                  stderr=(self.dir / "stderr").open("w"))
@@ -117,13 +112,17 @@ class Libvirt:
         d = self.dir
         (d / "libvirtd.conf").write_text(DAEMON_CONF.format(address=self.host.address, uuid=uuid.uuid4()))
         (d / "etc/libvirt/qemu.conf").write_text(QEMU_CONF.format(address=self.host.address))
+        hook = d / "etc/libvirt/hooks/qemu"
+        hook.parent.mkdir()
+        hook.write_text(HOOK.format(log=d / "hook.log", enter=self.host.enter, hook=TREE / "data/libvirt-hook-qemu"))
+        hook.chmod(0o755)
         for name, line in (("passwd", "libvirt-qemu:x:64055:64055::/nonexistent:/bin/false"), ("group", "libvirt-qemu:x:64055:")):
             (d / name).write_text(pathlib.Path(f"/etc/{name}").read_text() + line + "\n")
 
     def script(self):
         (self.dir / "subreaper").write_text(SUBREAPER)
         (self.dir / "subreaper").chmod(0o755)
-        return SCRIPT.format(places=" ".join(PLACES), cache=CACHE, dir=self.dir, subreaper=self.dir / "subreaper",
+        return SCRIPT.format(places=" ".join(PLACES), cache=CACHE, modules=MODULES, dir=self.dir, subreaper=self.dir / "subreaper",
                              name=f"{self.host.name}.{self.host.bed.prefix}", libvirtd=LIBVIRTD)
 
     def virsh(self, *words, check=True, **more):
@@ -137,7 +136,7 @@ class Libvirt:
         console = self.host.bed.dir / f"{name}.console"
         xml.write_text(DOMAIN.format(
             type="kvm" if ACCEL == "kvm" else "qemu", name=name, memory=memory, kernel=guest.kernel, initrd=guest.initrd,
-            append=guest.append, emulator=QEMU, mac=guest.mac, console=console,
+            append=guest.append, emulator=qemu(), mac=guest.mac, console=console,
             cpu="<cpu mode='host-passthrough'/>" if ACCEL == "kvm" else "", metadata=METADATA % given if given else ""))
         self.virsh("create", xml)
         wait_file(console, "READY")

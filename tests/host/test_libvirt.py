@@ -9,11 +9,12 @@ import shutil
 import signal
 import subprocess
 import time
+import zlib
 
 import pytest
 
 from libvirtlab import LIBVIRTD, Libvirt
-from testbed import BUILD, Guest, Testbed
+from testbed import BUILD, Guest, Testbed, wait_file
 
 TOOL = BUILD / "src/companions/vmferry-libvirt"
 GUEST = Guest()
@@ -74,7 +75,7 @@ class Pair:
         def clean():
             lines = [line for libvirt in where for line in libvirt.host.processes().values()]
             gates = [path for libvirt in where for path in libvirt.host.runtime.glob(".gates/*")]
-            return not (gates and sockets) and not any("vmferry" in line.split(" ")[0] or line.startswith("virsh") for line in lines)
+            return not (gates and sockets) and not any(line.startswith(("vmferry-", "virsh")) for line in lines)
 
         wait_until(clean)
 
@@ -125,7 +126,7 @@ def test_addresses_from_metadata_over_ssh(pair, streams):
     source, target = pair.ends()
     keys = target.host.dir / "authorized_keys"
     before = keys.read_text()
-    keys.write_text(f'restrict,command="env LIBVIRT_DEFAULT_URI={target.uri} vmferry-libvirt receive" {source.host.public_key}\n')
+    keys.write_text(f'restrict,command="vmferry-libvirt receive" {source.host.public_key}\n')
     try:
         said = pair.move(ours=(), to=target.host.ssh)
     finally:
@@ -173,6 +174,36 @@ def test_late_entries_do_not_hold_the_guest(pair, streams):
     assert target.state() == "running"
     assert said["gate"] == "timeout" and said["held_usec"] >= 200000, said
     streams.assert_alive()
+    pair.nothing_left(source, target)
+
+
+BEGUN = bytes.fromhex("56464354 01000000 00000000 00000000")  # a batch of no records, but for its checksum
+
+
+@pytest.mark.parametrize("in_time", [True, False], ids=["in-time", "never"])
+def test_gate_of_the_hook(pair, in_time):
+    """libvirt's own hook waits for the first copy of the table, or for the bound; then the guest comes, by whatever client."""
+    source, target = pair.ends()
+    task = {"version": 1, "domain": "web1", "addresses": [GUEST.ip4], "resume": False, "bound_usec": 30000000 if in_time else 200000}
+    receive = target.host.popen("vmferry-libvirt", "receive", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    said = lambda: json.loads(receive.stdout.readline())  # noqa: E731
+    receive.stdin.write(json.dumps(task).encode() + b"\n")
+    receive.stdin.flush()
+    assert said()["event"] == "ready"
+    (target.dir / "hook.log").unlink(missing_ok=True)
+    virsh = source.host.popen("virsh", "-q", "migrate", "web1", target.remote, "--live")
+    wait_file(target.dir / "hook.log", "web1 started begin -")
+    if in_time:
+        receive.stdin.write(BEGUN + zlib.crc32(BEGUN).to_bytes(4, "big"))
+        receive.stdin.flush()
+        assert said()["event"] == "initial"
+    assert virsh.wait(LIMIT) == 0
+    assert said()["event"] == "running"
+    receive.stdin.close()
+    end = said()
+    assert (end["hook_completed"], end["hook_timeout"]) == ((1, 0) if in_time else (0, 1)), end
+    assert receive.wait(LIMIT) == 0
+    receive.stdout.close()
     pair.nothing_left(source, target)
 
 

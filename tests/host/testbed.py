@@ -143,6 +143,7 @@ class Node:
             "VMFERRY_RUNTIME_DIR": str(self.runtime),
             "VMFERRY_STATE_DIR": str(self.state),
             "VMFERRY_SSH": f"ssh -F {self.ssh_config}",
+            "LIBVIRT_DEFAULT_URI": f"qemu+unix:///system?socket={self.dir}/libvirt/run/libvirt/libvirt-sock",  # libvirtlab.py
         } | {k: v for k, v in os.environ.items() if k.endswith("SAN_OPTIONS") or k in ("TERM", "VMFERRY_LOG", "VMFERRY_FAULT")}
         self.children = []
         self.make_key()
@@ -337,7 +338,8 @@ class Testbed:
         self.dir.chmod(0o755)
         self.bin = self.dir / "bin"
         self.bin.mkdir()
-        (self.bin / "vmferry").symlink_to(BUILD / "src/cli/vmferry")
+        for program in ("cli/vmferry", "companions/vmferry-conntrack", "companions/vmferry-libvirt"):
+            (self.bin / program.split("/")[1]).symlink_to(BUILD / "src" / program)
         self.namespaces, self.hosts, self.probes = [], [], []
         try:
             self.build(hosts, strict, sshd, ct_events)
