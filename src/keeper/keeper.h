@@ -122,6 +122,7 @@ struct Keeper {
 	int ready_fd;  /* tells who started us */
 	bool incoming; /* started for a migration; ends when nobody wants it any more */
 	bool start_wanted; /* a fresh start was asked for, but first it must be known whose the guest is */
+	bool recovering;   /* came back, and QEMU has not yet said how the guest is */
 	bool leaving;
 	bool restart; /* the program that is installed now goes on, in this process */
 

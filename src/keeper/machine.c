@@ -169,7 +169,7 @@ static int on_qemu_exit(sd_event_source *source, int fd, uint32_t revents, void 
 		move_event(k->move, MOVE_EV_QEMU_DEAD);
 	}
 	confirm_qemu_gone(k->move);
-	if (move_active(k->move) || k->leaving)
+	if (move_active(k->move) || k->leaving || move_recover_dead(k))
 		return 0;
 	keeper_lease_drop(k);
 	if (k->incoming)

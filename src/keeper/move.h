@@ -162,6 +162,8 @@ void move_let_go(Move *m);
 void move_answer_check(Move *m, json_object *answer);
 /** move_recover() - a keeper came (back): go on from the journal and QEMU's state. @qemu: a living QEMU was found */
 void move_recover(Keeper *k, bool qemu);
+/** move_recover_dead() - QEMU died before move_recover() heard from it. Return: whether a migration goes on without it */
+bool move_recover_dead(Keeper *k);
 /** move_noted() - whether there is such a note of move_save() */
 bool move_noted(Keeper *k);
 /** move_qemu_event() - a QMP event while a migration is under way */

@@ -116,11 +116,13 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 	Keeper *k = userdata;
 	Move *m = k->move;
 	const JournalRecord *last = journal_last(k->journal);
-	bool target = false, resumed = false, moving = load_move(m, &target, &resumed);
+	bool target = false, resumed = false, moving;
 	const char *status = "";
 
 	if (error || !json_get_string(ret, "status", &status))
 		return; /* QEMU's exit decides */
+	moving = load_move(m, &target, &resumed);
+	k->recovering = false;
 	log_info("QEMU says: %s", status);
 	keeper_say_ready(k, NULL);
 	if (m->up) {
@@ -151,6 +153,7 @@ void move_recover(Keeper *k, bool qemu)
 	Move *m = k->move;
 	bool target = false, resumed = false;
 
+	k->recovering = qemu;
 	if (qemu) {
 		machine_qmp(k, "query-status", NULL, on_status, k);
 		return;
@@ -159,6 +162,19 @@ void move_recover(Keeper *k, bool qemu)
 		recover_target(m, "");
 	else
 		recover_source(m, journal_last(k->journal));
+}
+
+/* A migration has to be brought to its end without a guest, too. */
+bool move_recover_dead(Keeper *k)
+{
+	JournalKind last = journal_last(k->journal)->kind;
+
+	if (!k->recovering || k->move->up || (last != JOURNAL_COMMIT && last != JOURNAL_GONE && !move_noted(k)))
+		return false;
+	log_warning("QEMU died before it said how the guest is");
+	keeper_say_ready(k, NULL);
+	move_recover(k, false);
+	return true;
 }
 
 bool move_noted(Keeper *k)

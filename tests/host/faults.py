@@ -168,7 +168,7 @@ def beats(host, vm="web1"):
     path = host.runtime / vm / "console.log"
     text = path.read_text(errors="replace") if path.exists() else ""
     assert "BAD" not in text, text[-500:]
-    return [(boot, int(n)) for boot, n in re.findall(r"^ok ([0-9a-f]+) (\d+)$", text, re.M)]
+    return [(boot, int(n)) for boot, n in re.findall(r"^ok ([0-9a-f]+) (\d+)\n", text, re.M)]
 
 
 def wait_beats(host, vm="web1", more=2, limit=LIMIT):

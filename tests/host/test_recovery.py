@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from faults import Pair, come_up, go_down, keepers, kill, wait_beats
-from testbed import LIMIT, Testbed, build_option
+from faults import Pair, come_up, go_down, keepers, kill, qemus, wait_beats
+from testbed import LIMIT, Testbed, build_option, wait_file
 
 pytestmark = pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
 
@@ -50,6 +50,37 @@ def test_keepers_return(pair):
     print("keeper answers again after", times, "s")
     assert min(times) < 5
     assert wait_beats(pair.here)[0] == pair.beat[0]
+
+
+def bury(pair, host):
+    """The keeper is killed, and when the next one has found QEMU that dies as well, without a word how the guest was."""
+    pair.stop(qemus(host))
+    kill(keepers(host))
+    wait_file(host.state / "web1" / "log", "found QEMU alive")
+    kill(qemus(host))
+    pair.stopped = []
+
+
+def test_target_dies_while_its_keeper_returns(pair):
+    """Nothing is left of a guest that did not arrive."""
+    pair.injector.begin({(pair.here, "START_MIGRATE", "after"): lambda: bury(pair, pair.there)})
+    pair.start_migration()
+    assert pair.wait_client() == 1, pair.output
+    pair.assert_one()
+    assert pair.here is pair.bed.a
+
+
+def test_guest_in_doubt_dies_while_its_keeper_returns(pair):
+    """What is in doubt stays in doubt without the guest, until the other host says whose it is."""
+    here, there = in_doubt(pair, "SEND_FINISH", "before")
+    bury(pair, here)
+    wait_file(here.state / "web1" / "log", "QEMU died before it said")
+    assert here.status("web1")["state"] == "in-doubt"
+    come_up(there)
+    assert pair.settle() == []
+    pair.rebooted.add(there)
+    pair.start_where_it_may()
+    assert pair.here is here
 
 
 def test_outcome_is_asked_with_growing_pauses(pair):
