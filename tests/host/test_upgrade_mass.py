@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Many upgrades of one guest, and of many guests at a time: whatever it had in memory, on disk and open is as it was."""
 
+import contextlib
 import json
 import os
 import re
@@ -54,18 +55,18 @@ class Kept:
         assert re.fullmatch(r"([0-9a-f]{32}) \1", self.sums), self.sums
         bed.ask(self.guest, "fill 32")
         self.boot = bed.ask(self.guest, "bootid")
-        self.probe = bed.probe(f"hold,{self.guest.ip4},count=5", f"ping,{self.guest.ip4}", *streams)
+        self.probe = bed.probe(f"hold,{self.guest.ip4},count=5", f"ping,{self.guest.ip4},interval=50", *streams)
 
     def write(self, mib):
-        """From now on to its memory, so much a second; until then it costs next to nothing."""
-        self.bed.ask(self.guest, f"dirty {mib}")
+        """From now on to its memory, so much a second (0: no more); a guest that does not costs next to nothing."""
+        self.bed.ask(self.guest, f"dirty {mib}" if mib else "stop")
 
     SUMS = "$(echo 3 >/proc/sys/vm/drop_caches; for f in /file /dev/vda; do head -c 524288 $f | md5sum | cut -c1-32; done)"
 
     def same(self):
         assert self.bed.ask(self.guest, "bootid") == self.boot
         self.probe.assert_alive(LIMIT)
-        self.bed.ask(self.guest, "stop")
+        self.write(0)
         words = self.bed.ask(self.guest, "check").split()
         assert int(words[2]) > 0, "nothing was written meanwhile"
         assert shell(self.host, self.name, f"echo $MARK {self.SUMS}") == self.sums
@@ -99,6 +100,8 @@ def test_many_guests_at_a_time(bed, count):
     results = {r["vm"]: r for r in map(json.loads, done.stdout.splitlines())}
     assert set(results) == set(before) and all(r["status"] == "completed" for r in results.values()), results
     for one in many:
+        one.write(0)
+    for one in many:
         after = bed.a.status(one.name)
         assert after["state"] == "running" and after["qemu_version"].startswith("10.") and after["pid"] != before[one.name]
         one.same()
@@ -116,7 +119,7 @@ def inotify_watches(pid):
     """The highest watch number of each inotify descriptor; a new descriptor begins with 1."""
     found = []
     for name in os.listdir(f"/proc/{pid}/fdinfo"):
-        with open(f"/proc/{pid}/fdinfo/{name}") as f:
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/fdinfo/{name}") as f:
             found += re.findall(r"^inotify wd:([0-9a-f]+)", f.read(), re.M)
     return [int(wd, 16) for wd in found]
 
