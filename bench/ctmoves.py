@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sections "moves" and "bulk" of bench/conntrack: a real guest, moved by vmferry between two hosts with strict firewalls."""
+"""Sections "moves", "bulk" and "stream" of bench/conntrack: a real guest, moved by vmferry between two hosts with strict firewalls."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ sys.path.insert(0, str(TREE / "tests/host"))
 
 from netns import command  # noqa: E402
 from rawqemu import RawQemu, migrate  # noqa: E402
+from vmbus import Bus, qmp_option, start, wait_until  # noqa: E402
 from testbed import BUILD, Guest, Testbed  # noqa: E402
 
 BENCH = BUILD / "bench/ct-bench"
@@ -121,4 +122,72 @@ def run_bulk(rounds, warm=1):
                 if number > 0:
                     rows.append(row | {"invalid": row["invalid"]()})
             here, there = there, here
+    return rows
+
+
+# ---- in QEMU's own stream ----
+
+
+@contextlib.contextmanager
+def with_nothing(_qemus, _buses):
+    """Without the object: entries stay where they are."""
+    yield
+
+
+@contextlib.contextmanager
+def with_helper(_qemus, buses):
+    """vmferry-vmstate beside each QEMU."""
+    for bus in buses:
+        start(bus, FERRY)
+    wait_until(lambda: buses[0].helpers()["vmferry-web1"]["followed"] >= count_entries(buses[0].host))
+    yield
+    for bus in buses:
+        bus.tool("stop", "web1", check=False)
+
+
+@contextlib.contextmanager
+def with_fork(qemus, buses):
+    """Proxmox's way: conntrack(8) started by Save and by Load."""
+    children = []
+    for qemu, bus in zip(qemus, buses):
+        children.append(bus.host.popen(BUILD / "bench/fork-vmstate", bus.address, "fork-web1", FERRY.ip4, stdout=subprocess.PIPE))
+        assert children[-1].stdout.readline() == b"ready\n"
+        qemu.qmp("object-add", qom_type="dbus-vmstate", id="fork", addr=bus.address, id_list="fork-web1")
+    try:
+        yield
+        qemus[1].qmp("object-del", id="fork")
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+
+
+def count_entries(host):
+    return len(host.conntrack("-s", FERRY.ip4))
+
+
+WAYS = {"without": with_nothing, "vmferry-vmstate": with_helper, "conntrack -L in Save": with_fork}
+
+
+def run_stream(entries, rounds, warm=1):
+    """Rows of one guest moved back and forth by a script, each way in turn, with so many entries to carry."""
+    rows = []
+    with Testbed(sshd=False, ct_events=1) as bed, contextlib.ExitStack() as stack:
+        buses = {host: stack.enter_context(contextlib.closing(Bus(host))) for host in bed.hosts}
+        here, there = bed.a, bed.b
+        qemu = RawQemu(here, FERRY, options=qmp_option(here)).wait_ready()
+        for number in range(1 - warm, rounds + 1):
+            for name, way in WAYS.items():
+                for host in bed.hosts:
+                    command(*host.netns.exec("conntrack", "-F"))
+                command(*here.netns.exec(str(BENCH), "fill", FERRY.ip4, "0", str(entries)))
+                target = RawQemu(there, FERRY, incoming=True, options=qmp_option(there))
+                with way((qemu, target), (buses[here], buses[there])):
+                    qemu, row = migrate(qemu, there, target=target)
+                carried = count_entries(there)
+                if number > 0:
+                    rows.append({"what": name, "pause_ms": row["pause_ms"], "wall_ms": row["wall_ms"], "carried": carried})
+                here, there = there, here
+        qemu.close()
     return rows

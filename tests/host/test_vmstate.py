@@ -4,62 +4,20 @@
 import json
 import os
 import re
-import select
 import signal
+import socket
 import subprocess
-import time
+import threading
 
 import pytest
 
-from rawqemu import RawQemu, migrate
+from rawqemu import Qmp, RawQemu, migrate
 from testbed import BUILD, Guest, Testbed
+from vmbus import CONNTRACK, TOOL, Bus, qmp_option, start, wait_until
 
-TOOL = BUILD / "src/companions/vmferry-vmstate"
-CONNTRACK = BUILD / "src/companions/vmferry-conntrack"
+FILL = BUILD / "bench/ct-bench"
 OLD_QEMU = "/usr/bin/qemu-system-x86_64"
-
-CONFIG = """<busconfig>
-  <type>system</type>
-  <listen>unix:path={path}</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow user="*"/>
-  </policy>
-  <policy user="root">
-    <allow own="org.qemu.VMState1"/>
-    <allow send_destination="*"/>
-    <allow receive_sender="*"/>
-    <allow eavesdrop="false"/>
-  </policy>
-</busconfig>
-"""
-
-
-class Bus:
-    """A message bus of a host's own."""
-
-    def __init__(self, host):
-        self.host, path = host, host.dir / "bus"
-        config = host.dir / "bus.conf"
-        config.write_text(CONFIG.format(path=path))
-        self.address = f"unix:path={path}"
-        self.process = host.popen("dbus-daemon", f"--config-file={config}", "--nofork", "--print-address", stdout=subprocess.PIPE)
-        assert self.process.stdout.readline()
-
-    def tool(self, *words, check=True, **more):
-        return self.host.run(TOOL, *words, f"--bus={self.address}", check=check, **more)
-
-    def helpers(self):
-        return {h["id"]: h for h in map(json.loads, self.tool("status", "--json").stdout.splitlines())}
-
-    def call(self, owner, method, *words):
-        return self.host.run("dbus-send", f"--bus={self.address}", "--type=method_call", "--print-reply", f"--dest={owner}",
-                             "/org/qemu/VMState1", f"org.qemu.VMState1.{method}", *words).stdout
-
-    def close(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+LONG = pytest.mark.skipif(not os.environ.get("VMFERRY_TEST_LONG"), reason="long")
 
 
 @pytest.fixture
@@ -74,23 +32,6 @@ def buses(bed):
     yield buses
     for bus in buses.values():
         bus.close()
-
-
-def qmp_option(host, name="web1"):
-    return ["-qmp", f"unix:{host.dir}/{name}.qmp,server=on,wait=off"]
-
-
-def start(bus, guest, name="web1", *options):
-    return bus.tool("start", name, f"--qmp={bus.host.dir}/{name}.qmp", f"--address={guest.ip4}", f"--address={guest.ip6}",
-                    f"--log={bus.host.dir}/{name}.vmstate.log", *options)
-
-
-def wait_until(check, limit=10):
-    end = time.monotonic() + limit
-    while not (found := check()):
-        assert time.monotonic() < end, check
-        select.select([], [], [], 0.02)
-    return found
 
 
 def carried(bed, buses, **source_options):
@@ -164,6 +105,88 @@ def test_helper_killed(bed, buses):
             qemu.qmp("object-del", id="vmferry-vmstate")
     finally:
         qemu.close()
+
+
+# ---- through QEMU's stream ----
+
+
+def fill(host, guest, n):
+    host.run("conntrack", "-F")
+    done = json.loads(host.run(FILL, "fill", guest.ip4, "0", str(n)).stdout) if n else {"applied": 0}
+    assert done["applied"] == n
+
+
+def log_of(host):
+    return (host.dir / "web1.vmstate.log").read_text()
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 5000), pytest.param((100000,), marks=LONG)], ids=str)
+def test_sizes(bed, buses, sizes):
+    """What fits in 1 MiB comes, and is counted on both sides; of what does not at least 25,000."""
+    guest, here, there = Guest(), bed.a, bed.b
+    source = RawQemu(here, guest, options=qmp_option(here)).wait_ready()
+    target = None
+    try:
+        for entries in sizes:
+            fill(here, guest, entries)
+            there.run("conntrack", "-F")
+            for host in bed.hosts:
+                (host.dir / "web1.vmstate.log").unlink(missing_ok=True)
+            start(buses[here], guest)
+            target = RawQemu(there, guest, incoming=True, options=qmp_option(there))
+            start(buses[there], guest)
+            wait_until(lambda: buses[here].helpers()["vmferry-web1"]["followed"] >= entries, 60)
+            source, target = migrate(source, there, target=target)[0], None
+            assert source.qmp("query-status")["status"] == "running"
+            ((count, size),) = [map(int, found) for found in re.findall(r"saved (\d+) entries, (\d+) bytes", log_of(here))]
+            assert re.findall(r"loaded (\d+) of (\d+) entries", log_of(there)) == [(str(count), str(count))]
+            assert 1 <= size <= 1 << 20 and len(there.conntrack("-s", guest.ip4, "-p", "tcp")) >= min(entries, count)
+            left = re.findall(r"(\d+) entries found no room", log_of(here))
+            assert (count >= entries and not left) if entries < 25000 else (count >= 25000 and int(left[0]) >= entries - count)
+            for bus in buses.values():
+                bus.tool("stop", "web1", check=False)
+            wait_until(lambda: not buses[here].helpers() and not buses[there].helpers())
+            here, there = there, here
+    finally:
+        for qemu in (source, target):
+            if qemu:
+                qemu.close()
+
+
+def test_killed_during_save(bed, buses):
+    """QEMU has written by then that there is something to come, and fails by itself; the guest goes on where it was, at once."""
+    guest = Guest()
+    source = RawQemu(bed.a, guest, options=qmp_option(bed.a)).wait_ready()
+    target = RawQemu(bed.b, guest, incoming=True, options=qmp_option(bed.b))
+    try:
+        for bus in buses.values():
+            start(bus, guest)
+        (pid,) = [pid for pid, line in bed.a.processes().items() if "vmferry-vmstate run" in line]
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(f"{bed.a.dir}/web1.qmp")
+            watch = Qmp(sock)
+            os.kill(pid, signal.SIGSTOP)  # so that Save does not end before it is killed
+
+            def kill_it():
+                watch.wait("STOP")
+                os.kill(pid, signal.SIGKILL)
+            killer = threading.Thread(target=kill_it)
+            killer.start()
+            try:
+                migrate(source, bed.b, target=target)
+                ran = target
+            except (EOFError, RuntimeError, BrokenPipeError, ConnectionResetError):
+                ran = source
+            finally:
+                killer.join()
+        if ran is source:
+            source.qmp.wait("RESUME")
+        assert ran.qmp("query-status")["status"] == "running"
+        with bed.probe(f"ping,{guest.ip4}") as probe:
+            probe.assert_alive()
+    finally:
+        for qemu in (source, target):
+            qemu.close()
 
 
 def saved(text):

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A message bus for each host, and vmferry-vmstate on it: what tests and the bench share."""
+
+import json
+import select
+import subprocess
+import time
+
+from testbed import BUILD
+
+TOOL = BUILD / "src/companions/vmferry-vmstate"
+CONNTRACK = BUILD / "src/companions/vmferry-conntrack"
+
+CONFIG = """<busconfig>
+  <type>system</type>
+  <listen>unix:path={path}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+  </policy>
+  <policy user="root">
+    <allow own="org.qemu.VMState1"/>
+    <allow send_destination="*"/>
+    <allow receive_sender="*"/>
+    <allow eavesdrop="false"/>
+  </policy>
+</busconfig>
+"""
+
+
+class Bus:
+    """A message bus of a host's own."""
+
+    def __init__(self, host):
+        self.host, path = host, host.dir / "bus"
+        config = host.dir / "bus.conf"
+        config.write_text(CONFIG.format(path=path))
+        self.address = f"unix:path={path}"
+        self.process = host.popen("dbus-daemon", f"--config-file={config}", "--nofork", "--print-address", stdout=subprocess.PIPE)
+        assert self.process.stdout.readline()
+
+    def tool(self, *words, check=True, **more):
+        return self.host.run(TOOL, *words, f"--bus={self.address}", check=check, **more)
+
+    def helpers(self):
+        return {h["id"]: h for h in map(json.loads, self.tool("status", "--json").stdout.splitlines())}
+
+    def call(self, owner, method, *words):
+        return self.host.run("dbus-send", f"--bus={self.address}", "--type=method_call", "--print-reply", f"--dest={owner}",
+                             "/org/qemu/VMState1", f"org.qemu.VMState1.{method}", *words).stdout
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def qmp_option(host, name="web1"):
+    return ["-qmp", f"unix:{host.dir}/{name}.qmp,server=on,wait=off"]
+
+
+def start(bus, guest, name="web1", *options):
+    return bus.tool("start", name, f"--qmp={bus.host.dir}/{name}.qmp", f"--address={guest.ip4}", f"--address={guest.ip6}",
+                    f"--log={bus.host.dir}/{name}.vmstate.log", *options)
+
+
+def wait_until(check, limit=10):
+    end = time.monotonic() + limit
+    while not (found := check()):
+        assert time.monotonic() < end, check
+        select.select([], [], [], 0.02)
+    return found
