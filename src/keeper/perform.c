@@ -442,11 +442,21 @@ void perform_watch(Move *m)
 
 /* ---- start ---- */
 
-void perform_hint_hung(const char *error, Error **err)
+void perform_hint(const char *error, Error **err)
 {
-	if (strstr(error, "duplicate yank instance"))
-		error_hint(err, "an earlier migration has failed and hangs in QEMU, a fault of QEMU's: the guest runs on, but it can move again "
-				"only when it has been stopped and started");
+	static const struct {
+		const char *said, *hint;
+	} hints[] = {
+		{"duplicate yank instance", "an earlier migration has failed and hangs in QEMU, a fault of QEMU's: the guest runs "
+					    "on, but it can move again only when it has been stopped and started"},
+		/* The run state postmigrate, which only running the guest ends. */
+		{"previous migration", "the guest was paused when a migration failed at its end: vmferry resume NAME, then "
+				       "move it"},
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(hints); i++)
+		if (strstr(error, hints[i].said))
+			error_hint(err, "%s", hints[i].hint);
 }
 
 static void on_migrate_reply(json_object *ret, const char *error, void *userdata)
@@ -458,7 +468,7 @@ static void on_migrate_reply(json_object *ret, const char *error, void *userdata
 	if (!error || m->state != MOVE_S_PERFORM)
 		return;
 	error_set(&err, -EIO, "QEMU will not migrate: %s", error);
-	perform_hint_hung(error, &err);
+	perform_hint(error, &err);
 	move_fail(m, err);
 }
 

@@ -437,7 +437,7 @@ static void on_migrate(json_object *ret, const char *error, void *userdata)
 	if (!error || m->state != MOVE_U_PERFORM)
 		return;
 	error_set(&err, -EIO, "QEMU will not hand the guest over: %s", error);
-	perform_hint_hung(error, &err);
+	perform_hint(error, &err);
 	move_fail(m, err);
 }
 

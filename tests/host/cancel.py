@@ -28,6 +28,13 @@ PHASES = {
 COMMITTED = ("finish", "in-doubt")  # too late: that is the answer
 
 
+def raw_target(host, name, script):
+    """A destination that plays this script."""
+    path = host.dir / f"{name}.json"
+    path.write_text(json.dumps(script))
+    return f"exec:{sys.executable} {pathlib.Path(__file__).with_name('rawpeer.py')} {path}"
+
+
 def migration(host, vm):
     return (host.status(vm) or {}).get("migration") or {}
 
@@ -45,10 +52,7 @@ def reaches(host, vm, phase, mover):
 def try_cancel(host, vm, phase):
     """As cancelled(); None: the phase was over before the cancel came."""
     script, options = PHASES[phase]
-    path = host.dir / f"cancel-{phase}.json"
-    path.write_text(json.dumps(script))
-    target = f"exec:{sys.executable} {pathlib.Path(__file__).with_name('rawpeer.py')} {path}"
-    mover = host.popen("vmferry", "migrate", vm, target, "--json", "--progress=none", *(options or ["--transport=tunnel"]),
+    mover = host.popen("vmferry", "migrate", vm, raw_target(host, phase, script), "--json", "--progress=none", *(options or ["--transport=tunnel"]),
                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     there = reaches(host, vm, phase, mover)
     begin = time.monotonic()

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from cancel import raw_target
 from stays import small
 from testbed import LIMIT, Guest, Testbed, build_option, section, wait_file
 
@@ -316,6 +317,17 @@ def test_lost_in_a_migration(leased):
 
 
 # ---- refused ----
+
+
+@pytest.mark.parametrize("features", [None, ["conntrack", "run-state"]])
+def test_target_that_knows_no_leases(leased, features):
+    """It could not take it over; it is refused before anything is asked of it."""
+    leased.start()
+    target = raw_target(leased.here, "no-leases", {"hello": {"features": features}})
+    result = leased.here.migrate("web1", target, "--transport=tunnel", check=False)
+    assert result["error"]["message"] == "vmferry on fake cannot take over a lease" and result["guest"] == "running here", result
+    assert "prepare" not in result["phases"], result
+    assert leased.lease(leased.here)["held"] and leased.holder() == ("a", 1, True)
 
 
 @pytest.mark.parametrize("verb", ["check", "migrate"])

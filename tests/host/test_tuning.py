@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from cancel import TAKES, raw_target
 from stays import small
 from test_running import LOADED, ended, keeper, wait_until
 from testbed import Guest, Testbed, section
@@ -198,6 +199,24 @@ def test_reason_of_an_end(bed):
         assert events(bed.a, "off")[-2:] == ["started", reason]
     row = next(vm for vm in bed.a.vmferry_json("list")["vms"] if vm["name"] == "off")
     assert (row["state"], row["reason"]) == ("off", "crashed")
+
+
+def test_paused_and_not_taken(bed):
+    """A paused guest that QEMU had handed over and nobody took is paused still, and can be resumed; then it moves again."""
+    small(bed.a, "still", 11)
+    bed.a.vmferry("start", "still")
+    bed.a.vmferry("pause", "still")
+    target = raw_target(bed.a, "takes-not", TAKES)
+    for words in ("did not take the guest", "QEMU will not migrate"):
+        result = bed.a.migrate("still", target, "--transport=tunnel", check=False)
+        assert words in result["error"]["message"] and result["guest"] == "paused", result
+        assert bed.a.status("still")["state"] == "paused"
+    assert "vmferry resume" in result["error"]["hint"]
+    bed.a.vmferry("resume", "still")
+    assert bed.a.status("still")["state"] == "running"
+    bed.a.migrate("still", bed.b, "--transport=tcp")
+    assert bed.b.status("still")["state"] == "running"
+    bed.b.vmferry("kill", "still")
 
 
 def test_graphics_and_words_of_qemu(bed):
