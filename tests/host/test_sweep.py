@@ -176,24 +176,46 @@ def undo(pair, *vms):
     pair.go_on()
 
 
-def strike(pair, points, options=(), off=(), anew=(), end=Pair.assert_one, boots=("web1",)):
-    """A migration with these points on its way; @off, @anew: stages of the last one where that may be the end."""
+# On a machine that is slow for a while an attempt may end by one of the program's limits before its fault.
+ATTEMPTS = 5
+
+
+def cut_short(pair):
+    """The client has ended, and says that it was a limit: the link's, the watchdog's over QEMU's data port, a deadline."""
+    return pair.ended() and any(word in "".join(pair.output) for word in ("silent", " within "))
+
+
+def strike(pair, points, *args, begin=Pair.note, **kwargs):
+    """A migration with these points on its way. One that a limit has ended before must end right as well, and is made again."""
+    for _ in range(ATTEMPTS):
+        begin(pair)
+        if attempt(pair, points, *args, **kwargs):
+            return
+    raise AssertionError("the point was never reached")
+
+
+def attempt(pair, points, options=(), off=(), anew=(), end=Pair.assert_one, boots=("web1",)):
+    """@off, @anew: stages of the last point where that may be the end. Return: whether all points were reached."""
     side, action, when, victim = points[-1].split(":")
     then = stage(side, action, when) if action in (SOURCE if side == "source" else TARGET) else "elsewhere"
     injector, pair.failed, pair.rebooted = pair.injector, True, set()
     injector.begin(act(pair, point) for point in points)
     pair.start_migration(*options)
     try:
-        injector.wait(lambda: len(injector.struck) == len(points))  # the client may end before the other host has
+        # The client may end before the other host has.
+        injector.wait(lambda: len(injector.struck) == len(points) or (cut_short(pair) and not injector.busy))
+        injector.no_more()
         # A client elsewhere hears nothing of a host without power before that is back.
         injector.wait(lambda: pair.ended() or pair.in_doubt() or is_down(pair.here))
         injector.wait(lambda: not injector.busy)
         undo(pair, *boots)
         pair.wait_client()
-        assert len(injector.struck) == len(points), "the point was never reached"
-        end(pair, lost_allowed=then in off, boot_allowed=then in anew)
+        reached, last = len(injector.struck) == len(points), act(pair, points[-1])[0] in injector.struck
+        assert reached or cut_short(pair), "the point was never reached"
+        end(pair, lost_allowed=last and then in off, boot_allowed=last and then in anew)
         pair.check_disk()
         pair.failed = False
+        return reached
     except AssertionError as e:
         raise AssertionError(f"{e}\n{pair.output}\n" + " ".join(f"{h.name}:{a}:{w}" for h, a, w in injector.seen)) from e
     finally:
@@ -204,7 +226,6 @@ def strike(pair, points, options=(), off=(), anew=(), end=Pair.assert_one, boots
 @pytest.mark.parametrize("point", sampled(TCP, 43))
 def test_tcp(pairs, point):
     pair, victim = pairs.get("tcp"), VICTIMS[point.split(":")[-1]]
-    pair.note()
     strike(pair, [point], off=victim.off, anew=victim.anew)
 
 
@@ -212,7 +233,6 @@ def test_tcp(pairs, point):
 def test_other_ways(pairs, point):
     way, point = point.split(":", 1)
     pair, victim = pairs.get(WAYS[way][0]), VICTIMS[point.split(":")[-1]]
-    pair.note()
     strike(pair, [point], WAYS[way][1:], off=victim.off, anew=victim.anew)
 
 
@@ -220,7 +240,6 @@ def test_other_ways(pairs, point):
 def test_direct(pairs, point):
     way, point = point.split(":", 1)
     pair, victim = pairs.get(way), VICTIMS[point.split(":")[-1]]
-    pair.note()
     strike(pair, [point], off=victim.off, anew=victim.anew)
 
 
@@ -228,7 +247,6 @@ def test_direct(pairs, point):
 def test_second(pairs, point):
     road, point = point.split(":", 1)
     pair, victim = pairs.get("tcp"), point.split(":")[-1]
-    pair.note()
     grave = victim.endswith(("qemu", "reboot"))
     strike(pair, [ROADS[road][0], point], off=(*ALWAYS, "elsewhere") if grave else (), anew=(*ALWAYS, "elsewhere") if grave else ())
 
@@ -242,8 +260,7 @@ def off_here_or_there(pair, **_):
 @pytest.mark.parametrize("point", sampled(OFFLINE, 23))
 def test_offline(pairs, point):
     pair = pairs.get("tcp")
-    pair.here.vmferry("kill", "web1")
-    strike(pair, [point], end=off_here_or_there, boots=())
+    strike(pair, [point], begin=lambda pair: pair.here.vmferry("kill", "web1"), end=off_here_or_there, boots=())
 
 
 def test_count():
