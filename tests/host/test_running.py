@@ -50,7 +50,7 @@ def keeper(host, name="web1"):
     return None
 
 
-def wait_until(check, limit=10):
+def wait_until(check, limit=30):
     end = time.monotonic() + limit
     while not (found := check()):
         assert time.monotonic() < end, check

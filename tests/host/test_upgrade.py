@@ -407,6 +407,8 @@ def test_private_memory(bed, cleanup):
     cleanup("private")
     done = bed.a.vmferry("upgrade", "private", "--binary", qemu(), "--way=in-place", check=False)
     assert done.returncode == 1 and "copied" in done.stderr, done.stderr
+    done = bed.a.vmferry("upgrade", "private", "--way=sideways", check=False)
+    assert done.returncode != 0 and "'sideways' is no way" in done.stderr, done.stderr
     found = bed.a.vmferry_json("upgrade", "private", "--binary", qemu(), "--check")
     assert found["ok"] and found["way"] == "copy" and found["memory_needed"] == (32 + 48) << 20
     assert "private" in found["findings"][0]["what"]
