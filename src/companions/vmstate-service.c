@@ -21,6 +21,8 @@
 #include "companions/vmstate.h"
 #include "conntrack/save.h"
 
+#define PING_USEC USEC_PER_SEC
+#define PONG_USEC (2 * USEC_PER_SEC) /* a bus that is slower on a busy machine hangs all the same for the guest */
 #define RESYNC_USEC (2 * USEC_PER_SEC) /* where events are missing (nf_conntrack_events = 2) */
 
 typedef struct Service {
@@ -315,13 +317,55 @@ static int add_to_qemu(Service *s, Error **err)
 		return 0;
 	if (!address)
 		r = sd_bus_get_address(s->bus, &address);
-	r = vmstate_object_add(&s->naming, address, &s->qemu, err);
+	r = vmstate_object_add(&s->naming, address, s->qemu < 0 ? &s->qemu : NULL, err);
 	if (r < 0)
 		return r;
 	s->added = true;
-	if (s->qemu >= 0)
+	if (s->qemu >= 0 && !s->qemu_exit)
 		(void)sd_event_add_io(s->event, &s->qemu_exit, s->qemu, EPOLLIN, on_qemu_exit, s);
 	return 0;
+}
+
+/*
+ * A bus that hangs would hold the guest, stopped, for as long as QEMU waits for an answer, 25 s. Where it hangs already before,
+ * the object is taken out of QEMU until the bus answers again: the entries stay behind, but the guest does not wait.
+ */
+static int on_pong(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
+{
+	_cleanup_error_ Error *err = NULL;
+	Service *s = userdata;
+	bool answers = !sd_bus_message_is_method_error(m, NULL);
+
+	if (answers && !s->added && add_to_qemu(s, &err) >= 0)
+		log_info("the bus answers again: back in QEMU");
+	if (!answers && s->added && vmstate_object_remove(&s->naming, &err) >= 0) {
+		log_warning("the bus does not answer: taken out of QEMU until it does");
+		s->added = false;
+	}
+	if (err)
+		log_warning("%s", err->message);
+	return 0;
+}
+
+static int on_ping(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	Service *s = userdata;
+	sd_bus_message *m = NULL;
+	int r = sd_bus_message_new_method_call(s->bus, &m, "org.freedesktop.DBus", "/org/freedesktop/DBus",
+					       "org.freedesktop.DBus.Peer", "Ping");
+
+	if (r >= 0)
+		(void)sd_bus_call_async(s->bus, NULL, m, on_pong, s, PONG_USEC);
+	sd_bus_message_unref(m);
+	(void)sd_event_source_set_time(source, usec + PING_USEC);
+	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+}
+
+static int watch_bus(Service *s)
+{
+	if (!s->naming.qmp)
+		return 0;
+	return sd_event_add_time_relative(s->event, NULL, CLOCK_MONOTONIC, PING_USEC, 0, on_ping, s);
 }
 
 static int say_ready(const Service *s)
@@ -388,6 +432,8 @@ static int serve(Service *s, Error **err)
 		r = export(s, err);
 	if (r >= 0)
 		r = add_to_qemu(s, err);
+	if (r >= 0)
+		r = watch_bus(s);
 	if (r >= 0)
 		r = say_ready(s);
 	if (r >= 0)

@@ -189,6 +189,31 @@ def test_killed_during_save(bed, buses):
             qemu.close()
 
 
+def test_hung_bus(bed, buses):
+    """QEMU would wait for it 25 s with the guest stopped: it is not asked any more, and again when it answers."""
+    guest, bus = Guest(), buses[bed.a]
+    source = RawQemu(bed.a, guest, options=qmp_option(bed.a))
+    target = RawQemu(bed.b, guest, incoming=True, options=qmp_option(bed.b))
+    try:
+        start(bus, guest)
+        start(buses[bed.b], guest)
+        bus.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: "the bus does not answer" in log_of(bed.a), 30)
+        bus.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: "the bus answers again" in log_of(bed.a), 30)
+        assert set(bus.helpers()) == {"vmferry-web1"}
+        bus.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: log_of(bed.a).count("the bus does not answer") == 2, 30)
+        source, target = migrate(source, bed.b, target=target)[0], None
+        assert source.qmp("query-status")["status"] == "running"
+        assert "saved" not in log_of(bed.a)
+    finally:
+        bus.process.send_signal(signal.SIGCONT)
+        for qemu in (source, target):
+            if qemu:
+                qemu.close()
+
+
 def saved(text):
     """The bytes in dbus-send's print of an array."""
     return bytes(int(b, 16) for b in re.findall(r"\b[0-9a-f]{2}\b", text[text.index("["):]))
