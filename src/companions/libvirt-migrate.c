@@ -22,6 +22,7 @@ typedef struct Migrate {
 	sd_event *event;
 	const char *domain, *uri, *desturi; /* as given */
 	char *name;			    /* the domain's */
+	char *here;			    /* names of all on the source, a line each */
 	char *dname;			    /* and the one it gets on the target */
 	char **addresses;
 	char **words;		/* of follow and flush: the selection */
@@ -53,6 +54,7 @@ static void migrate_done(Migrate *m)
 	strv_free(m->words);
 	json_object_put(m->result);
 	free(m->name);
+	free(m->here);
 	free(m->dname);
 }
 
@@ -163,6 +165,10 @@ static void unescape(char *text)
 	*to = '\0';
 }
 
+/* Of ask_virsh(): state, addresses of two kinds, names of all that runs there, and its own: an error of the last one is
+ * virsh's. */
+#define ANSWERS 5
+
 /* One virsh for all: the answers are told apart by a mark that is new each time. */
 static int ask_virsh(Migrate *m, char **ret_answers, Error **err)
 {
@@ -171,16 +177,17 @@ static int ask_virsh(Migrate *m, char **ret_answers, Error **err)
 	int r;
 
 	script = xasprintf("domstate %s; echo %s; dumpxml %s --xpath '%s'; echo %s; dumpxml %s --xpath '%s'; echo %s; "
-			   "dumpxml %s --xpath '%s'",
-			   domain, mark, domain, questions[0], mark, domain, questions[1], mark, domain, questions[2]);
+			   "list --name; echo %s; dumpxml %s --xpath '%s'",
+			   domain, mark, domain, questions[0], mark, domain, questions[1], mark, mark, domain,
+			   questions[2]);
 	r = virsh_ask(m->uri, script, &text, err);
 	if (r < 0)
 		return r;
 	at = text;
-	for (size_t i = 0; i < 4; i++) {
+	for (size_t i = 0; i < ANSWERS; i++) {
 		char *end = strstr(at, mark);
 
-		if (!end != (i == 3))
+		if (!end != (i == ANSWERS - 1))
 			return error_set(err, -EPROTO, "virsh's answer about %s cannot be read", m->domain);
 		ret_answers[i] = strndup(at, end ? (size_t)(end - at) : strlen(at));
 		at = end ? end + strlen(mark) : at;
@@ -199,15 +206,16 @@ static void ask_agent(Migrate *m)
 
 static int learn(Migrate *m, Error **err)
 {
-	char *answers[4] = {};
+	char *answers[ANSWERS] = {};
 	json_object *list;
 	int r = ask_virsh(m, answers, err);
 
 	if (r >= 0) {
-		m->name = xstrdup(answers[3]);
+		m->name = xstrdup(answers[4]);
 		m->name[strcspn(m->name, "\n")] = '\0';
 		unescape(m->name);
 		m->resume &= !startswith(answers[0], "paused");
+		m->here = TAKE_PTR(answers[3]);
 	}
 	if (r >= 0 && json_get_array(m->tool->options, "address", &list))
 		for (size_t i = 0; i < json_object_array_length(list); i++)
@@ -535,7 +543,27 @@ static int resume_from_here(Migrate *m, Error **err)
 	return r;
 }
 
-static void flush_source(const Migrate *m)
+/* Connections with guests that are still here are theirs, too: the firewall here goes on seeing them. */
+static void spare_others(Migrate *m, char ***words)
+{
+	_cleanup_free_ char *script = xstrdup(""), *text = NULL;
+	_cleanup_strv_ char **addresses = NULL;
+	char *save = NULL;
+
+	for (char *name = strtok_r(m->here, "\n", &save); name; name = strtok_r(NULL, "\n", &save)) {
+		_cleanup_free_ char *word = virsh_quote(name), *before = script;
+
+		script = streq(name, m->name) ? xstrdup(before)
+					      : xasprintf("%sdumpxml %s --xpath '%s'; dumpxml %s --xpath '%s'; ",
+							  before, word, questions[0], word, questions[1]);
+	}
+	if (*script && virsh_ask(m->uri, script, &text, NULL) >= 0)
+		addresses_in(text, &addresses);
+	for (size_t i = 0; addresses && addresses[i]; i++)
+		strv_add(words, "--spare=%s", addresses[i]);
+}
+
+static void flush_source(Migrate *m)
 {
 	_cleanup_strv_ char **words = conntrack_words(m, "flush"), **argv = NULL;
 	_cleanup_error_ Error *err = NULL;
@@ -543,6 +571,7 @@ static void flush_source(const Migrate *m)
 	int status = 0;
 	pid_t pid;
 
+	spare_others(m, &words);
 	if (command_on(m->from, words, &argv, &err) < 0)
 		return;
 	pid = process_spawn(&(Spawn){.argv = argv, .fds = fds, .n_fds = ARRAY_SIZE(fds)}, NULL, &err);

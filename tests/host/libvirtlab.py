@@ -90,6 +90,15 @@ while os.wait()[0] != child:
 """
 
 
+def domain_xml(name, guest, memory=128, addresses=(), console="/dev/null"):
+    """@addresses: what its metadata says"""
+    given = "".join(f"<v:address>{a}</v:address>" for a in addresses)
+    return DOMAIN.format(
+        type="kvm" if ACCEL == "kvm" else "qemu", name=name, memory=memory, kernel=guest.kernel, initrd=guest.initrd, append=guest.append,
+        emulator=qemu(), mac=guest.mac, console=console, cpu="<cpu mode='host-passthrough'/>" if ACCEL == "kvm" else "",
+        metadata=METADATA % given if given else "")
+
+
 class Libvirt:
     """libvirtd on a host of the testbed; virsh finds it by LIBVIRT_DEFAULT_URI, which every command there has."""
 
@@ -128,16 +137,12 @@ class Libvirt:
     def virsh(self, *words, check=True, **more):
         return self.host.run("virsh", "-q", *words, check=check, **more)
 
-    def start(self, name="web1", guest=None, memory=128, addresses=None):
+    def start(self, name="web1", guest=None, memory=128, addresses=()):
         """Start a domain, wait until its guest's servers are up."""
         guest = guest or Guest()
-        given = "".join(f"<v:address>{a}</v:address>" for a in addresses or ())
         xml = self.dir / f"{name}.xml"
         console = self.host.bed.dir / f"{name}.console"
-        xml.write_text(DOMAIN.format(
-            type="kvm" if ACCEL == "kvm" else "qemu", name=name, memory=memory, kernel=guest.kernel, initrd=guest.initrd,
-            append=guest.append, emulator=qemu(), mac=guest.mac, console=console,
-            cpu="<cpu mode='host-passthrough'/>" if ACCEL == "kvm" else "", metadata=METADATA % given if given else ""))
+        xml.write_text(domain_xml(name, guest, memory, addresses, console))
         self.virsh("create", xml)
         wait_file(console, "READY")
         self.host.bed.flush_switch()

@@ -13,7 +13,7 @@ import zlib
 
 import pytest
 
-from libvirtlab import LIBVIRTD, Libvirt
+from libvirtlab import LIBVIRTD, Libvirt, domain_xml
 from testbed import BUILD, Guest, Testbed, wait_file
 
 TOOL = BUILD / "src/companions/vmferry-libvirt"
@@ -205,6 +205,24 @@ def test_gate_of_the_hook(pair, in_time):
     assert receive.wait(LIMIT) == 0
     receive.stdout.close()
     pair.nothing_left(source, target)
+
+
+def test_neighbours_connections_stay(pair):
+    """With a guest that stays behind: its host's firewall goes on seeing them. What that one's address is, its metadata says."""
+    source, target = pair.ends()
+    spare, gone = "10.0.0.66", "10.0.0.67"
+    other = source.host.bed.dir / "other.xml"
+    other.write_text(domain_xml("other", Guest(66), addresses=[spare]))
+    source.virsh("create", other, "--paused")
+    try:
+        for port, address in ((4001, spare), (4002, gone)):
+            source.host.run("conntrack", "-I", "-p", "tcp", "-s", GUEST.ip4, "-d", address, "--sport", port, "--dport", "80", "--state",
+                            "ESTABLISHED", "-t", "600", "-u", "ASSURED,SEEN_REPLY")
+        assert pair.move()["applied"] >= 2
+        left = "".join(source.host.conntrack("-s", GUEST.ip4))
+        assert "sport=4001" in left and "sport=4002" not in left
+    finally:
+        source.virsh("destroy", "other")
 
 
 def test_suspend_is_the_users(pair, streams):
