@@ -55,6 +55,7 @@ class Pair:
     def slow(self, *options, **more):
         """Our migration under way, with the entries on the target already, and slow."""
         source, target = self.ends()
+        target.host.run("conntrack", "-F")  # one of ours that was killed leaves them
         process = source.host.popen(*self.words(target, "--bandwidth=1", *options, **more), stderr=subprocess.PIPE, text=True)
         try:
             wait_until(lambda: self.entries(target) and "status: active" in source.hmp("info migrate"), lambda: process.poll() is None)
