@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""names.pml and rows.pml: the engine's table in Promela, with every seeded bug in it, each switched on by its number (SEED)."""
+"""names.pml and rows.pml: the engine's table in Promela, with every seeded bug in it, each switched on by its number (SEED).
+
+There are two models: MOVE of two hosts between which a guest moves, UPGRADE of one where its QEMU is changed for another."""
 
 import dataclasses
 import pathlib
 import re
+from typing import Callable
 
-FRAME = pathlib.Path(__file__).with_name("vmferry.pml")
+HERE = pathlib.Path(__file__).parent
 
 
 class Problem(Exception):
@@ -26,8 +29,9 @@ class Row:
 
 @dataclasses.dataclass
 class Seed:
-    """A bug. Rows made wrong: (state, event, an action that marks the row or "", next state, actions); a row that is not in
-    the table is added before the others. @frame: a switch of vmferry.pml, SEED_NAME. The rest is what it takes to see it."""
+    """A bug. Rows made wrong: (state, event, an action that marks the row, next state, actions); "" marks the first row, "-" the
+    first one without actions; a row that is not in the table is added before the others. @frame: a switch of the model's own
+    file, SEED_NAME. The rest is what it takes to see it."""
 
     what: str
     rows: list = ()
@@ -35,9 +39,10 @@ class Seed:
     faults: int = 2
     attempts: int = 1
     lease: int = 0
+    paused: int = 0
 
 
-SEEDS = [
+MOVE_SEEDS = [
     Seed(
         "Finish before COMMIT is journalled",
         [
@@ -76,6 +81,36 @@ SEEDS = [
     Seed("stuck when ABORTED cannot be written", frame="ABORTED_MUST_BE"),
     Seed("lease released while QEMU may resume", [("S_PERFORM", "PRE_SWITCHOVER", "", "S_HOLD", ["RELEASE_LEASE"])], lease=1),
     Seed("the guest resumes without its lease", [("S_NEVER_LEASE", "ENTER", "", "S_NEVER_RECORD", [])], lease=1),
+    Seed("Finish without having given the lease back", [("S_RELEASE", "ACTION_FAILED", "", "S_SEND", [])], faults=3, lease=1),
+    Seed("COMMITTED without the lease", [("T_LEASE", "ENTER", "ACQUIRE_LEASE", "T_JOURNAL", [])], lease=1),
+    Seed("a lease that is not to be had is no matter", [("T_LEASE", "ACTION_FAILED", "", "T_JOURNAL", [])], lease=1),
+    Seed("resume in doubt with the target's generation", [("S_DOUBT", "LEASE", "", "S_NEVER_RECORD", ["ACQUIRE_LEASE", "DROP_LINK"])], frame="TAKE_ANY", faults=3, lease=1),
+    Seed("resume in doubt without a look at the lease", [("S_DOUBT", "LEASE", "", "S_NEVER_RECORD", ["DROP_LINK"])], lease=1),
+]
+
+
+UPGRADE_SEEDS = [
+    Seed("no note of an upgrade", [("U_BEGIN", "ENTER", "NOTE_UPGRADE", "U_START", ["START_NEW"])]),
+    Seed("the note leaves a record of the former upgrade", frame="RECORD_LEFT", faults=3, attempts=2, paused=1),
+    Seed("SIGKILL to the old one before the record", [("U_CHECK", "ENTER", "COMMIT_NEW", "U_KILL", [])]),
+    Seed("SIGKILL to the old one before the new one has loaded", [("U_PERFORM", "POSTMIGRATE", "", "U_KILL", ["COMMIT_NEW"])]),
+    Seed("a record that could not be written is carried out", [("U_CHECK", "ACTION_FAILED", "", "U_KILL", [])]),
+    Seed("cont to the new one before the record", [("U_CHECK", "ENTER", "COMMIT_NEW", "U_KILL", ["CONT_NEW", "COMMIT_NEW"])]),
+    Seed("cont to the new one before SIGKILL to the old one", [("U_KILL", "ENTER", "KILL_OLD", "U_RESUMING", ["CONT_NEW"])]),
+    Seed("the old one resumes after the commit", [("U_RESUMING", "CONT_ERROR", "", "S_CANCEL", [])]),
+    Seed("cancelled, and the old one resumes, after the commit", [("U_KILL", "ENTER", "KILL_OLD", "S_CANCEL", [])]),
+    Seed("back without SIGKILL to the new one", [("U_BACK", "ENTER", "KILL_NEW", "U_CLEAR", [])]),
+    Seed("back after a restart without SIGKILL to the new one", [("U_KILL", "RESTART", "KILL_OLD", "S_CANCEL", [])]),
+    Seed("SIGKILL to the old one although the new one is dead", [("U_KILL", "ENTER", "-", "U_RESUME", ["KILL_OLD"])]),
+    Seed("the same after a restart", [("U_KILL", "RESTART", "-", "U_RESUME", ["KILL_OLD"])]),
+    Seed("back, and the record names the new one", [("U_CLEAR", "ENTER", "CLEAR_NEW", "S_CANCEL", [])], faults=3),
+    Seed("the guest stays paused in the old one", [("S_CANCEL", "SETTLED", "CONT_BACK", "S_IDLE", ["END"])]),
+    Seed("the guest stays paused in the new one", [("U_RESUME", "ENTER", "CONT_NEW", "U_REAP", [])]),
+    Seed("a paused guest is resumed", [("U_RESUME", "ENTER", "-", "U_RESUMING", ["CONT_NEW"])], paused=1),
+    Seed("no way on after a restart", [("U_RESUME", "RESTART", "CONT_NEW", "U_RESUME", [])]),
+    Seed("cont is not tried again", [("U_RESUMING", "CONT_ERROR", "", "U_REAP", [])]),
+    Seed("the end before the old one is gone", [("U_RESUMING", "CONT_OK", "ANNOUNCE", "S_IDLE", ["END"])]),
+    Seed("a guest that shuts down while no keeper is there is not seen", frame="UNSEEN_OFF"),
 ]
 
 
@@ -91,19 +126,56 @@ def parse(text):
             table["state"][words[0]] = words[1] == "1"
         else:
             table[kind].append(words[0])
-    return table, [r for r in rows if not in_place(r)]
+    return table, rows
 
 
 def in_place(row):
-    """An upgrade has no peer and one keeper: tests/unit/explore-upgrade.c walks its rows, with seeded bugs of their own."""
     return row.state.startswith("U_") or row.next.startswith("U_")
 
 
-def with_seeds(rows):
+@dataclasses.dataclass(eq=False)
+class Model:
+    """@file: the world around the engine; @has: which rows are its own; @never_raised: events that it does not raise, and why."""
+
+    file: str
+    parameters: tuple
+    has: Callable
+    seeds: list
+    never_raised: dict
+
+    def text(self):
+        return "".join((HERE / name).read_text() for name in (self.file, "engine.pml", "step.pml"))
+
+    def rows(self, rows):
+        return [r for r in rows if self.has(r)]
+
+
+MOVE = Model(
+    "vmferry.pml",
+    ("FAULTS", "ATTEMPTS", "LEASE", "OFFLINE", "GONE", "SEED"),
+    lambda row: not in_place(row),
+    MOVE_SEEDS,
+    {
+        "FOLLOWED": "the connection table is always complete: waiting for it only delays, within a limit",
+    },
+)
+UPGRADE = Model(
+    "upgrade.pml",
+    ("FAULTS", "ATTEMPTS", "PAUSED", "SEED"),
+    lambda row: in_place(row) or row.state == "S_CANCEL",
+    UPGRADE_SEEDS,
+    {},
+)
+
+
+def with_seeds(model, rows):
     rows = list(rows)
-    for number, seed in enumerate(SEEDS, 1):
+    for number, seed in enumerate(model.seeds, 1):
         for state, event, marked, then, actions in seed.rows:
-            at = [i for i, r in enumerate(rows) if not r.seed and (r.state, r.event) == (state, event) and (not marked or marked in r.actions)]
+            at = [
+                i for i, r in enumerate(rows)
+                if not r.seed and (r.state, r.event) == (state, event) and (marked in ("", *r.actions) or marked == "-" and not r.actions)
+            ]
             if marked and not at:
                 raise Problem(f"seeded bug '{seed.what}': no row {state} {event} with {marked}")
             if at:
@@ -116,25 +188,18 @@ def with_seeds(rows):
     return rows
 
 
-def check_known(table, rows):
-    """Every action and fact of the rows has its meaning in vmferry.pml."""
-    frame = FRAME.read_text()
+def check_known(model, table, rows):
+    """Every action and fact of the rows has its meaning in the model."""
+    frame = model.text()
     for action in {a for r in rows for a in r.actions}:
         if not re.search(rf"^inline do_{action}\(\)", frame, re.M):
-            raise Problem(f"model/vmferry.pml does not say what action {action} does: inline do_{action}()")
+            raise Problem(f"model/{model.file} does not say what action {action} does: inline do_{action}()")
     for bit, fact in enumerate(table["fact"]):
         if any((r.need | r.without) >> bit & 1 for r in rows) and not re.search(rf"^#define fact_{fact}\b", frame, re.M):
-            raise Problem(f"model/vmferry.pml does not say when fact {fact} holds: #define fact_{fact}")
+            raise Problem(f"model/{model.file} does not say when fact {fact} holds: #define fact_{fact}")
     for event in {r.event for r in rows}:
-        if not re.search(rf"\bEV_{event}\b", frame) and event not in NEVER_RAISED:
-            raise Problem(f"nothing in model/vmferry.pml raises event {event}: EV_{event}")
-
-
-# Events that the model does not raise, and why.
-NEVER_RAISED = {
-    "QEMU_GONE": "the keeper says qemu-dead, whoever killed it",
-    "FOLLOWED": "the connection table is always complete: waiting for it only delays, within a limit",
-}
+        if not re.search(rf"\bEV_{event}\b", frame) and event not in model.never_raised:
+            raise Problem(f"nothing in model/{model.file} raises event {event}: EV_{event}")
 
 
 def guard(table, row):
@@ -191,19 +256,19 @@ def one_of(name, states):
     return f"#define {name}(s) ({tests})"
 
 
-def promela(text):
+def promela(model, text):
     """names.pml and rows.pml from print-rows' output."""
     table, plain = parse(text)
-    rows = with_seeds(plain)
-    check_known(table, rows)
+    rows = with_seeds(model, model.rows(plain))
+    check_known(model, table, rows)
     head = "/* Generated by model/rows.py from src/move/rows.h: do not edit. */"
     out = [head]
     out += [f"#define {s} {n}" for n, s in enumerate(table["state"])]
     out += [f"#define EV_{e} {n}" for n, e in enumerate(table["event"], 1)]
     out += [f"#define DO_{a} {n}" for n, a in enumerate(table["action"])]
     out.append(f"#define ACTIONS {len(table['action'])}")
-    out += [f"#define SEED_{s.frame} (SEED == {n})" for n, s in enumerate(SEEDS, 1) if s.frame]
-    known = [f for f in table["fact"] if re.search(rf"^#define fact_{f}\b", FRAME.read_text(), re.M)]
+    out += [f"#define SEED_{s.frame} (SEED == {n})" for n, s in enumerate(model.seeds, 1) if s.frame]
+    known = [f for f in table["fact"] if re.search(rf"^#define fact_{f}\b", model.text(), re.M)]
     out.append("#define facts() (" + " + ".join(f"(fact_{f} -> {1 << table['fact'].index(f)} : 0)" for f in known) + ")")
     for name, event in (("has_enter", "ENTER"), ("has_deadline", "DEADLINE"), ("has_failed", "FAILED")):
         out.append(one_of(name, dict.fromkeys(r.state for r in rows if r.event == event)))
@@ -224,8 +289,20 @@ def words_of(table, row):
     return f"{row.state} {row.event}{' if ' if facts else ''}{', '.join(facts)}"
 
 
-def never_taken(text, lines):
-    """Rows of the table that none of the model's lines "row ..." is."""
+# Rows that no search takes, and why they stay.
+UNTAKEN = {
+    "S_HOLD FOLLOWED if LINK, not CANCELLED, FOLLOW_DONE, TARGET_ACTIVE": "the model's connection table is always complete",
+    "S_HOLD ACTION_FAILED": "no action there fails today; one that did must lead back",
+    "S_COMMIT ENTER": "a guard: the facts are looked at once more at the point of no return",
+    "S_SEND ENTER if not LINK": "a guard, as well",
+    "T_PREP OUTCOME": "only a peer that asks out of order",
+    "T_GATE BARRIER if LOAD_DONE, BARRIER_DONE": "only a peer that sends the last Delta after Finish",
+    "T_GATE ENTER if LOAD_DONE, GATE_PASSED": "a gate that is open from the start: in the model its time is over right after",
+}
+
+
+def never_taken(models, text, lines):
+    """Rows of the models that none of their lines "row ..." is, each with the reason why it stays, or None."""
     table, plain = parse(text)
     states, taken = list(table["state"]), set()
     for line in lines:
@@ -234,7 +311,8 @@ def never_taken(text, lines):
             if (r.state, r.event) == (states[state], table["event"][event]) and facts & r.need == r.need and not facts & r.without:
                 taken.add(i)
                 break
-    return [words_of(table, r) for i, r in enumerate(plain) if i not in taken]
+    names = [words_of(table, r) for i, r in enumerate(plain) if i not in taken and any(m.has(r) for m in models)]
+    return {name: UNTAKEN.get(name) for name in names}
 
 
 def in_words(text, line):

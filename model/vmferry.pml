@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Two hosts that move a VM between them, and everything that can go wrong meanwhile. What a keeper decides is not written
- * here: rows.pml is generated from src/move/rows.h, and gives pick(): the row for (state, event, facts), and act(): one
- * action of it. This file is the world around: what each action does, QEMU, the link, journals, leases, people and
+ * here (step.pml). This file is the world around: what each action does, QEMU, the link, journals, leases, people and
  * faults. docs/model.md says what is assumed.
  *
  * Both hosts are the same process. Either may be source or target; links go from a source to a target, and are indexed by
- * the source. One atomic step is one event and the first action of its row; each further action is a step of its own, so
- * that anything may come between two.
+ * the source.
  *
  * FAULTS: at most so many in a run; ATTEMPTS: migrations, each from whoever has the guest; LEASE: 1 with leases;
  * OFFLINE: 1 for a VM that is off; GONE: 1 if a host may be gone for good; SEED: which of model/rows.py's bugs is in.
@@ -15,9 +13,6 @@
  */
 #ifdef RUNTIME
 byte FAULTS, ATTEMPTS, LEASE, OFFLINE, GONE, SEED;
-c_decl {
-\#include "steps.h"
-}
 #endif
 #ifndef RUNTIME
 #ifndef FAULTS
@@ -32,7 +27,6 @@ c_decl {
 #ifndef OFFLINE
 #define OFFLINE 0
 #endif
-
 #ifndef GONE
 #define GONE 0
 #endif
@@ -41,9 +35,8 @@ c_decl {
 #endif
 #endif
 
-#define NO_EVENT 0
-
-#include "names.pml"
+#define HOSTS 2
+#include "engine.pml"
 
 /* QEMU. MOVING and RUNS run the guest; PRE: stopped by pre-switchover; DEVICE: the device state goes; DYING: SIGKILL sent. */
 #define Q_NONE 0
@@ -87,14 +80,7 @@ c_decl {
 #define FROM_LINK 1
 #define FROM_OLD 2
 
-/* ---- a host's keeper: all of it dies with it ---- */
-bool up[2] = 1;
-byte state[2];	       /* of the engine */
-int todo[2];	       /* the actions of the row under way that are still to come, the next one as the last digit */
-byte then[2];	       /* the state after them */
-byte urgent[2];	       /* ENTER or ACTION_FAILED: comes before anything else */
-byte soon[2];	       /* an event that an action has brought about */
-bool late[2];	       /* the deadline has passed */
+/* ---- a host's keeper, beside its engine: all of it dies with it ---- */
 bool cancelled[2], waits[2]; /* a cancel was asked for; its asker waits for the answer */
 bool receiving[2];     /* source: the target's QEMU receives */
 bool loaded[2], barrier[2], gate[2], restarted[2]; /* target: facts */
@@ -124,7 +110,7 @@ bool data[2], sent[2], told[2]; /* the data stream; all of QEMU's state is on it
 byte holder = 0, last_holder = 0;
 byte generation = 1, offered[2]; /* as COMMIT and Finish say it */
 
-byte faults, attempts;
+byte attempts;
 bool assumed; /* the operator has decided once */
 bool gone[2]; /* that host never comes back */
 
@@ -139,11 +125,7 @@ bool gone[2]; /* that host never comes back */
 	(state[host] != S_IDLE && state[host] != S_DONE && state[host] != T_IDLE && state[host] != T_OWNER)
 #define is_source(host) (active(host) && state[host] < T_IDLE)
 #define is_target(host) (active(host) && state[host] >= T_IDLE)
-#define ready(host) (up[host] && !urgent[host] && !todo[host]) /* between two events */
 #define runs(host) (qemu[host] == Q_RUNS || qemu[host] == Q_MOVING)
-
-/* A rule of the protocol; the trail to where it is broken ends with its words. */
-#define must(condition, words) if :: condition :: else -> printf(words); assert(false) fi
 
 /* ---- facts ---- */
 #define fact_LINK knows[h]
@@ -431,24 +413,18 @@ inline do_END()
  */
 #define may_fail(a)                                                                                                    \
 	(a == DO_CONNECT || a == DO_HELLO || a == DO_PROVE || a == DO_SEND_PREPARE || a == DO_OPEN_DATA ||             \
-	 a == DO_PREALLOCATE || a == DO_START_QEMU || a == DO_PREPARE_REPLY || a == DO_JOURNAL_COMMIT ||               \
+	 a == DO_PREALLOCATE || a == DO_START_QEMU || a == DO_ARM_GATE || a == DO_PREPARE_REPLY || a == DO_JOURNAL_COMMIT ||               \
 	 a == DO_JOURNAL_OWNER || a == DO_JOURNAL_GONE || a == DO_JOURNAL_COMMITTED || (LEASE && a == DO_RELEASE_LEASE) ||  \
 	 a == DO_JOURNAL_ABORTED && (SEED_ABORTED_MUST_BE || REC(h, id[h]) == R_COMMITTED))
 
-#define no_lease(a) (a == DO_ACQUIRE_LEASE && !lease_can_be_had || a == DO_RETAKE_LEASE && !lease_can_be_retaken)
+#define cannot(a) (a == DO_ACQUIRE_LEASE && !lease_can_be_had || a == DO_RETAKE_LEASE && !lease_can_be_retaken)
 
 /* ---- keepers come and go ---- */
 
 /* What dies with a keeper. A cont it has sent a moment ago is read by QEMU, or not. */
 inline keeper_dies()
 {
-	up[h] = 0;
-	state[h] = S_IDLE;
-	todo[h] = 0;
-	then[h] = 0;
-	urgent[h] = 0;
-	soon[h] = 0;
-	late[h] = 0;
+	engine_dies();
 	cancelled[h] = 0;
 	waits[h] = 0; /* its connection ends: that is an answer */
 	receiving[h] = 0;
@@ -493,9 +469,9 @@ inline keeper_begins()
 {
 	up[h] = 1;
 	if
-	:: qemu[h] != Q_NONE && note[h] == NOTE_TARGET ->
+	:: note[h] == NOTE_TARGET ->
 		restarted[h] = 1;
-		loaded[h] = qemu[h] != Q_LISTENS;
+		loaded[h] = qemu[h] != Q_LISTENS && qemu[h] != Q_NONE;
 		told[h] = 0;
 		state[h] = (REC(h, id[h]) == R_COMMITTED || SEED_RUN_LOADED && qemu[h] == Q_LOADED -> T_CONT : T_ABORT);
 		e = EV_RESTART
@@ -509,7 +485,7 @@ inline keeper_begins()
 			state[h] = S_DESTROY;
 			id[h] = standing_id(h);
 			e = EV_RESTART
-		:: standing(h) != R_COMMIT && standing(h) != R_GONE && qemu[h] != Q_NONE && note[h] == NOTE_SOURCE ->
+		:: standing(h) != R_COMMIT && standing(h) != R_GONE && note[h] == NOTE_SOURCE ->
 			state[h] = S_CANCEL;
 			e = EV_RESTART
 		:: else ->
@@ -603,65 +579,8 @@ inline guest_goes_on_here()
 	stale[peer] = qemu[peer] != Q_NONE
 }
 
-#include "rows.pml"
+#include "step.pml"
 
-/* ---- one event: its row, and the row's first action ---- */
-
-/* Rows without actions lead on at once: nothing that others see comes between. */
-inline find_row()
-{
-	d_step {
-		do
-		:: e == NO_EVENT || go -> break
-		:: else ->
-			found = 0;
-			pick();
-			if
-			:: !found -> e = NO_EVENT
-			:: else ->
-				known = facts();
-				printf("row %d %d %d %d %d\n", state[h], e - 1, known, then[h], todo[h]);
-#ifdef RUNTIME
-				c_code {
-					step_taken(now.state[Phost->h], Phost->e - 1, Phost->known, now.then[Phost->h],
-						   now.todo[Phost->h]);
-				};
-#endif
-				known = 0;
-				soon[h] = (then[h] == state[h] -> soon[h] : NO_EVENT);
-				go = todo[h] != 0;
-				if
-				:: go
-				:: else ->
-					e = (then[h] != state[h] && has_enter(then[h]) -> EV_ENTER : NO_EVENT);
-					late[h] = 0;
-					state[h] = then[h];
-					then[h] = 0
-				fi
-			fi
-		od;
-		found = 0;
-		e = NO_EVENT
-	}
-}
-
-inline do_action()
-{
-	d_step {
-		act(todo[h] % ACTIONS);
-		todo[h] = todo[h] / ACTIONS;
-		if
-		:: todo[h] != 0
-		:: else ->
-			urgent[h] = (then[h] != state[h] && has_enter(then[h]) -> EV_ENTER : NO_EVENT);
-			late[h] = 0;
-			state[h] = then[h];
-			then[h] = 0
-		fi
-	}
-}
-
-#define fault (faults < FAULTS)
 proctype host(bit h)
 {
 	byte e, m;
@@ -756,7 +675,8 @@ end:
 		:: ready(h) && state[h] == T_GATE && !gate[h] ->
 			gate[h] = 1;
 			e = EV_GATE_OVER
-		:: LEASE && ready(h) && state[h] == S_DOUBT && lease_is_ours(h) -> e = EV_LEASE
+		:: LEASE && ready(h) && state[h] == S_DOUBT && (lease_is_ours(h) || SEED_TAKE_ANY && lease_can_be_had) ->
+			e = EV_LEASE /* a look that finds it elsewhere changes nothing */
 		/* the link it has made */
 		:: ready(h) && connecting[h] && up[peer] ->
 			connecting[h] = 0;
@@ -899,30 +819,7 @@ end:
 			e = EV_FAILED
 		}
 		fi;
-		find_row();
-		if
-		:: !go
-		:: else ->
-			if
-			:: !no_lease(todo[h] % ACTIONS)
-			:: no_lease(todo[h] % ACTIONS) -> fails = 1
-			:: fault && may_fail(todo[h] % ACTIONS) ->
-				faults++;
-				fails = 1
-			fi;
-			if
-			:: fails ->
-				d_step {
-					todo[h] = 0;
-					then[h] = 0;
-					urgent[h] = EV_ACTION_FAILED
-				}
-			:: else -> do_action()
-			fi
-		fi;
-		e = 0;
-		go = 0;
-		fails = 0;
+		take_step();
 		d_step {
 			must(!(runs(0) && runs(1)), "two run\n");
 			must(!(owner(0) && owner(1)) || gone[0] || gone[1], "two own it\n");

@@ -116,7 +116,7 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 	Keeper *k = userdata;
 	Move *m = k->move;
 	const JournalRecord *last = journal_last(k->journal);
-	bool target = false, resumed = false, moving;
+	bool target = false, resumed = false, moving, off;
 	const char *status = "";
 
 	if (error || !json_get_string(ret, "status", &status))
@@ -125,6 +125,11 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 	k->recovering = false;
 	log_info("QEMU says: %s", status);
 	keeper_say_ready(k, NULL);
+	/* It shut down when no keeper was there to hear of it. */
+	off = streq(status, "shutdown") && !(moving && target) && last->kind != JOURNAL_COMMIT &&
+	      last->kind != JOURNAL_GONE;
+	if (off)
+		keeper_set_state(k, VM_SHUTOFF, "shutdown");
 	if (m->up) {
 		upgrade_recover(m, status);
 	} else if (moving && target) {
@@ -133,9 +138,8 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 		if (streq(status, "running"))
 			keeper_set_state(k, VM_RUNNING, "keeper restarted");
 		recover_source(m, last);
-	} else if (streq(status, "shutdown")) {
-		keeper_set_state(k, VM_SHUTOFF, "shutdown");
-		machine_kill(k);
+	} else if (off) {
+		/* only QEMU is left */
 	} else if (streq(status, "running") || streq(status, "suspended")) {
 		keeper_keep_state(k, VM_RUNNING, streq(status, "suspended") ? "suspended" : "unpaused");
 	} else if (streq(status, "prelaunch") || (streq(status, "paused") && k->before.state == VM_STARTING)) {
@@ -144,6 +148,8 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 	} else {
 		keeper_keep_state(k, VM_PAUSED, "stopped by QEMU");
 	}
+	if (off)
+		machine_kill(k);
 	if (k->lease_error && k->state == VM_RUNNING)
 		keeper_lease_lost(k, TAKE_PTR(k->lease_error));
 }

@@ -280,6 +280,23 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 
 /* ---- the note, and the new QEMU ---- */
 
+/* One file in the runtime directory: a reboot ends both QEMUs, a killed keeper loses nothing that was written. */
+static int record(Move *m, unsigned int generation)
+{
+	Error *err = NULL;
+	int r;
+
+	m->k->generation = generation;
+	r = keeper_save_state(m->k);
+	if (r >= 0)
+		return 0;
+	m->k->generation = m->up->old;
+	error_set(&err, r, "cannot record which QEMU has the guest: %s", strerror(-r));
+	move_error(m, err);
+	return r;
+}
+
+/* The record first: what a failed write has left there may name this new one's generation, as numbers are used again. */
 int do_note_upgrade(Move *m)
 {
 	_cleanup_free_ char *path = runtime_path(m->k->name, "move");
@@ -288,9 +305,12 @@ int do_note_upgrade(Move *m)
 			   "fresh", "u", (uint64_t)m->up->fresh, "copy", "b", (int)m->up->copy, "live", "b",
 			   (int)m->opt.live, "running", "b", (int)m->was_running, NULL);
 	const char *text = json_text(o);
+	int r = record(m, m->up->old);
 	Error *err = NULL;
-	int r = file_write(path, text, strlen(text), 0600, false);
 
+	if (r < 0)
+		return r;
+	r = file_write(path, text, strlen(text), 0600, false);
 	if (r < 0)
 		error_set(&err, r, "cannot write %s: %s", path, strerror(-r));
 	move_error(m, err);
@@ -524,22 +544,6 @@ void upgrade_qemu_event(Move *m, const char *name, json_object *data, uint64_t a
 }
 
 /* ---- commit ---- */
-
-/* One file in the runtime directory: a reboot ends both QEMUs, a killed keeper loses nothing that was written. */
-static int record(Move *m, unsigned int generation)
-{
-	Error *err = NULL;
-	int r;
-
-	m->k->generation = generation;
-	r = keeper_save_state(m->k);
-	if (r >= 0)
-		return 0;
-	m->k->generation = m->up->old;
-	error_set(&err, r, "cannot record which QEMU has the guest: %s", strerror(-r));
-	move_error(m, err);
-	return r;
-}
 
 int do_commit_new(Move *m)
 {

@@ -82,8 +82,8 @@ int upgrade_end(Move *m)
 	m->status = status_of(m);
 	if (m->up->changed_over && m->up->spice_port)
 		move_warn(m, "SPICE clients have to connect again, to port %" PRIu64, m->up->spice_port);
+	tidy_up(m); /* before the note goes: a keeper that finds none takes the definition that is there */
 	move_let_go(m);
-	tidy_up(m);
 	tell_state(m);
 	if (m->opt.check_only) {
 		move_answer_check(m, report_upgrade_check(m));
@@ -194,7 +194,9 @@ void upgrade_recover(Move *m, const char *run_state)
 		second_kill(up);
 		move_fact(m, MOVE_FACT_OTHER, false);
 	}
-	if (streq(run_state, "running") || m->was_running)
+	if (k->state == VM_SHUTOFF)
+		log_info("the guest has shut down");
+	else if (streq(run_state, "running") || m->was_running)
 		keeper_keep_state(k, VM_RUNNING, "unpaused");
 	else
 		keeper_keep_state(k, VM_PAUSED, "stopped by QEMU");

@@ -18,6 +18,7 @@ import threading
 import time
 
 from netns import kill
+from rawqemu import Qmp
 from testbed import BUILD, LIMIT, Guest, section
 
 # What stands still is found by its limit: the link, and data that no packet gets through for. The others are far away.
@@ -104,6 +105,26 @@ def keepers(host, vm="web1"):
 
 def parents(host, vm="web1"):
     return [p for p, line in host.processes().items() if "vmferry run --parent" in line and line.split()[-1] == vm]
+
+
+def shut_down_unheard(bed, host, guest, vm="web1"):
+    """The guest shuts down between two keepers: the one dies before it hears of it, the next one finds the QEMU like that."""
+    [keeper], [parent] = keepers(host, vm), parents(host, vm)
+    sockets = sorted((host.runtime / vm).glob("qemu.*/qmp"), key=lambda path: int(path.parent.name[5:]))
+    for pid in (parent, keeper):
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        bed.ask(guest, "poweroff")
+        os.kill(keeper, signal.SIGKILL)
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(LIMIT)
+            s.connect(str(sockets[0]))  # it listens until the dead one's connection has ended
+            qmp, end = Qmp(s), time.monotonic() + LIMIT
+            while qmp("query-status")["status"] != "shutdown":
+                assert time.monotonic() < end
+                select.select([], [], [], 0.05)
+    finally:
+        os.kill(parent, signal.SIGCONT)
 
 
 def qemus(host, vm="web1"):

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from testbed import Guest, Testbed, wait_file
+from faults import shut_down_unheard
+from testbed import LIMIT, Guest, Testbed, wait_file
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,16 @@ def test_ends(bed, vm, command, said):
     assert bed.a.wait_clean() == [] and bed.b.wait_clean() == []
     assert bed.a.status(name)["state"] == "off"
     bed.a.start(name, guest)
+
+
+def test_ends_unheard(bed, vm):
+    """No keeper hears of it: the next one finds a QEMU without a guest."""
+    name, guest = vm
+    mover = slow(bed, name)
+    shut_down_unheard(bed, bed.a, guest, name)
+    mover.communicate(timeout=LIMIT)
+    assert bed.a.wait_clean() == [] and bed.b.wait_clean() == []
+    assert bed.a.status(name)["state"] == "off"
 
 
 def test_panics_at_home(bed, vm):

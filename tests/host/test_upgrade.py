@@ -11,6 +11,7 @@ import subprocess
 import time
 
 import pytest
+from faults import shut_down_unheard
 from netns import command
 from testbed import LIMIT, Guest, Testbed, build_option, qemu, section, wait_file
 
@@ -507,6 +508,17 @@ def test_copy_that_does_not_end(bed, web1):
     assert not bed.ask(web1.guest, "check").endswith(" 0 rewritten")
 
 
+def test_guest_that_ends_unheard(bed, home):
+    """It shuts down while its memory is copied and no keeper is there: the next one finds a QEMU without a guest, and ends both."""
+    home.newer()
+    bed.ask(home.guest, "dirty 20")
+    upgrade = bed.a.popen("vmferry", "upgrade", "web1", "--binary", qemu(), "--way=copy", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: bed.a.vmferry("set", "web1", "bandwidth=1M", "throttle=0", check=False).returncode == 0)
+    shut_down_unheard(bed, bed.a, home.guest)
+    upgrade.communicate(timeout=LIMIT)
+    home.boot_again()
+
+
 # ---- keepers, QEMUs and hosts that die ----
 
 
@@ -596,6 +608,16 @@ def strike(home, point, binary, *options):
     if done.returncode == 0 and not options:
         assert after["qemu_version"] != before["qemu_version"]
     home.unharmed()
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+def test_record_of_a_former_upgrade(home):
+    """A record that could not be written back names the generation that the next upgrade takes: it must not count for that one."""
+    path = home.host.runtime / "web1" / "state"
+    state = json.loads(path.read_text())
+    state["generation"] += 1
+    path.write_text(json.dumps(state))
+    strike(home, "START_UPGRADE:before:self", home.other())
 
 
 @pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")

@@ -7,8 +7,7 @@
 #include <cmocka.h>
 
 #include "basic/text.h"
-#include "explore-upgrade.h"
-#include "explore.h"
+#include "move/engine.h"
 
 #define S(id) MOVE_##id
 #define EV(id) MOVE_EV_##id
@@ -187,10 +186,8 @@ static const Expected target_rows[] = {
 	{S(T_ABORT), EV(OUTCOME), F(ALIVE), S(T_KILL), {DO(JOURNAL_ABORTED)}},
 	{S(T_KILL), EV(ENTER), F(ALIVE), S(T_REAP), {DO(KILL_QEMU)}},
 	{S(T_KILL), EV(ENTER), 0, S(T_NEVER), {0}},
-	{S(T_REAP), EV(QEMU_GONE), 0, S(T_NEVER), {0}},
+	{S(T_REAP), EV(QEMU_DEAD), 0, S(T_NEVER), {0}},
 	{S(T_NEVER), EV(ENTER), 0, S(T_IDLE), {DO(RELEASE_LEASE), DO(SAY_NEVER), DO(END)}},
-	{S(T_OWNER), EV(OUTCOME), F(ALIVE), S(T_OWNER), {DO(SAY_RUNNING)}},
-	{S(T_OWNER), EV(FINISH), 0, S(T_OWNER), {DO(SAY_RUNNING)}},
 };
 
 static void check_rows(const Expected *expected, size_t n)
@@ -338,19 +335,18 @@ static void test_passing_states(void **state)
 /* Before the commit everything that goes wrong leads back, whatever the facts are. */
 static void test_the_way_back(void **state)
 {
-	static const MoveEvent wrong[] = {EV(CANCEL),	EV(LINK_LOST), EV(FAILED),    EV(QEMU_DEAD),
-					  EV(DEADLINE), EV(NEVER),     EV(GUEST_OFF), EV(ACTION_FAILED)};
-	static const MoveEvent wrong_there[] = {EV(OUTCOME),   EV(ABORT),  EV(LINK_LOST), EV(DEADLINE),
-						EV(QEMU_DEAD), EV(FAILED), EV(PREPARE),	  EV(ACTION_FAILED)};
-	static const MoveEvent wrong_in_place[] = {EV(CANCEL),	 EV(NEW_DEAD),	EV(FAILED),	  EV(QEMU_DEAD),
-						   EV(DEADLINE), EV(GUEST_OFF), EV(ACTION_FAILED)};
+	static const MoveEvent wrong[] = {EV(CANCEL),	 EV(LINK_LOST), EV(FAILED),
+					  EV(QEMU_DEAD), EV(DEADLINE),	EV(GUEST_OFF)};
+	static const MoveEvent wrong_there[] = {EV(OUTCOME),  EV(ABORT),     EV(LINK_LOST),
+						EV(DEADLINE), EV(QEMU_DEAD), EV(FAILED)};
+	static const MoveEvent wrong_in_place[] = {EV(CANCEL), EV(NEW_DEAD), EV(FAILED), EV(QEMU_DEAD), EV(DEADLINE)};
 
 	(void)state;
 	for (unsigned int facts = 0; facts <= FACTS_ALL; facts++) {
 		for (MoveState s = MOVE_S_CONNECT; s < MOVE_S_COMMIT; s++)
 			for (size_t i = 0; i < ARRAY_SIZE(wrong); i++)
 				assert_int_equal(move_step(s, wrong[i], facts)->next, MOVE_S_CANCEL);
-		for (MoveState s = MOVE_U_BEGIN; s <= MOVE_U_LOAD; s++)
+		for (MoveState s = MOVE_U_START; s <= MOVE_U_LOAD; s++)
 			for (size_t i = 0; i < ARRAY_SIZE(wrong_in_place); i++)
 				assert_int_equal(move_step(s, wrong_in_place[i], facts)->next, MOVE_U_BACK);
 		for (MoveState s = MOVE_T_PREP; s <= MOVE_T_WAIT; s++)
@@ -360,6 +356,9 @@ static void test_the_way_back(void **state)
 	for (int s = 0; s < _MOVE_STATE_MAX; s++)
 		if (move_state_deadline((MoveState)s) != MOVE_DEADLINE_NONE)
 			assert_true(has_event((MoveState)s, MOVE_EV_DEADLINE));
+	for (size_t i = 0; i < n_rows; i++)
+		if (rows[i].actions[0] != MOVE_DO_NOTHING && has_event(rows[i].state, MOVE_EV_DEADLINE))
+			assert_true(has_event(rows[i].state, MOVE_EV_ACTION_FAILED) || move_committed(rows[i].state));
 }
 
 /* ---- order of actions, along all ways through the table ---- */
@@ -460,162 +459,6 @@ static void test_records(void **state)
 				     rows[i].actions[j] != MOVE_DO_PREALLOCATE);
 }
 
-/* ---- two sides ---- */
-
-#define FAULTS 4
-
-static void test_explore(void **state)
-{
-	(void)state;
-	for (unsigned int variant = 0; variant < 4; variant++) {
-		bool offline = variant & 1, lease = variant & 2;
-		ExploreOptions options = {.faults = FAULTS, .offline = offline, .lease = lease, .trace = true};
-		ExploreResult result = explore(rows, n_rows, &options);
-
-		print_message("%s%s: %zu states\n", offline ? "off" : "on", lease ? ", with a lease" : "",
-			      result.states);
-		assert_null(result.broken);
-		assert_true(result.states > 5000);
-	}
-}
-
-/* A row of the protocol made wrong. */
-typedef struct Seed {
-	const char *what;
-	MoveState state;
-	MoveEvent event;
-	MoveAction marked; /* of several rows, the one with this action; DO(NOTHING): the first */
-	MoveState next;	   /* the state itself, and no actions: the row is missing */
-	MoveAction actions[MOVE_ROW_ACTIONS];
-	bool lease;
-} Seed;
-
-static const Seed seeds[] = {
-	{"Finish before COMMIT", S(S_COMMIT), EV(ENTER), DO(JOURNAL_COMMIT), S(S_RELEASE), {0}},
-	{"resume when the link is lost", S(S_WAIT), EV(LINK_LOST), 0, S(S_NEVER_LEASE), {0}},
-	{"resume at the deadline", S(S_WAIT), EV(DEADLINE), 0, S(S_NEVER_LEASE), {0}},
-	{"cancel after COMMIT", S(S_SEND), EV(ENTER), DO(SEND_FINISH), S(S_CANCEL), {DO(SEND_FINISH)}},
-	{"no doubt after a restart", S(S_DOUBT), EV(RESTART), 0, S(S_NEVER_LEASE), {0}},
-	{"doubt without end", S(S_DOUBT), EV(REACHED), 0, S(S_DOUBT), {0}},
-	{"no OWNER record", S(S_NEVER_RECORD), EV(ENTER), 0, S(S_NEVER_RESUME), {0}},
-	{"the guest stays paused", S(S_CANCEL), EV(SETTLED), DO(CONT_BACK), S(S_IDLE), {DO(SEND_ABORT), DO(END)}},
-	{"not waited for QEMU to settle", S(S_CANCEL), EV(ENTER), DO(SETTLE), S(S_IDLE), {DO(SEND_ABORT), DO(END)}},
-	{"SIGKILL before GONE", S(S_GONE), EV(ENTER), 0, S(S_DESTROY), {0}},
-	{"SIGKILL in doubt", S(S_DOUBT), EV(REACHED), 0, S(S_WAIT), {DO(KILL_QEMU), DO(SEND_OUTCOME)}},
-	{"Finish without the gate", S(T_WAIT), EV(FINISH), 0, S(T_LEASE), {0}},
-	{"cont before COMMITTED", S(T_JOURNAL), EV(ENTER), DO(JOURNAL_COMMITTED), S(T_CONT), {0}},
-	{"dead after cont is Never", S(T_RESUMING), EV(QEMU_DEAD), 0, S(T_ABORT), {0}},
-	{"an error of cont after a restart is Never", S(T_RESUMING), EV(CONT_ERROR), DO(KILL_QEMU), S(T_ABORT), {0}},
-	{"no tombstone", S(T_ABORT), EV(ENTER), 0, S(T_KILL), {0}},
-	{"no tombstone after a restart", S(T_ABORT), EV(RESTART), 0, S(T_KILL), {0}},
-	{"Never before SIGKILL", S(T_KILL), EV(ENTER), DO(KILL_QEMU), S(T_NEVER), {0}},
-	{"a loaded QEMU runs after a restart", S(T_ABORT), EV(RESTART), 0, S(T_RESUMING), {DO(CONT)}},
-	{"COMMITTED not carried out", S(T_CONT), EV(RESTART), DO(CONT), S(T_OWNER), {0}},
-	{"COMMITTED aborted after a restart", S(T_CONT), EV(RESTART), DO(CONT), S(T_ABORT), {0}},
-	{"the target waits for ever", S(T_WAIT), EV(LINK_LOST), 0, S(T_WAIT), {0}},
-	{"undecided at Outcome", S(T_WAIT), EV(OUTCOME), 0, S(T_WAIT), {DO(SAY_RUNNING)}},
-	{"stuck when the record fails", S(S_GONE), EV(ACTION_FAILED), 0, S(S_GONE), {0}},
-	{"stuck when ABORTED fails", S(T_ABORT), EV(OUTCOME), 0, S(T_ABORT), {0}},
-	{"an unwritten COMMITTED is carried out", S(T_JOURNAL), EV(ACTION_FAILED), 0, S(T_CONT), {0}},
-	{"an unwritten COMMIT is sent", S(S_COMMIT), EV(ACTION_FAILED), 0, S(S_RELEASE), {0}},
-	{"the lease is released before COMMIT", S(S_HOLD), EV(ENTER), 0, S(S_SWITCHOVER),
-	 {DO(RELEASE_LEASE), DO(LAST_DELTA), DO(CONTINUE)}, true},
-	{"Finish without having released the lease", S(S_RELEASE), EV(ACTION_FAILED), 0, S(S_SEND), {0}, true},
-	{"COMMITTED before the lease", S(T_LEASE), EV(ENTER), 0, S(T_JOURNAL), {0}, true},
-	{"a lease that is not to be had is no matter", S(T_LEASE), EV(ACTION_FAILED), 0, S(T_JOURNAL), {0}, true},
-	{"the lease is not taken back", S(S_NEVER_LEASE), EV(ENTER), 0, S(S_NEVER_RECORD), {0}, true},
-	{"resumed in doubt with the target's generation", S(S_DOUBT), EV(LEASE), 0, S(S_NEVER_RECORD),
-	 {DO(ACQUIRE_LEASE), DO(DROP_LINK)}, true},
-	{"resumed in doubt without looking", S(S_DOUBT), EV(LEASE), 0, S(S_NEVER_RECORD), {DO(DROP_LINK)}, true},
-};
-
-static void test_seeded_bugs(void **state)
-{
-	_cleanup_free_ MoveRow *wrong = xcalloc(n_rows, sizeof(*wrong));
-
-	(void)state;
-	for (size_t i = 0; i < ARRAY_SIZE(seeds); i++) {
-		const Seed *seed = &seeds[i];
-		ExploreOptions options = {.faults = 2, .lease = seed->lease};
-		ExploreResult result;
-		size_t at = 0;
-
-		while (at < n_rows && (rows[at].state != seed->state || rows[at].event != seed->event ||
-				       !has_action(&rows[at], seed->marked)))
-			at++;
-		assert_true(at < n_rows);
-		memcpy(wrong, rows, n_rows * sizeof(*wrong));
-		wrong[at].next = seed->next;
-		memcpy(wrong[at].actions, seed->actions, sizeof(seed->actions));
-		result = explore(wrong, n_rows, &options);
-		print_message("%s: %s\n", seed->what, result.broken ? result.broken : "not seen");
-		assert_non_null(result.broken);
-	}
-}
-
-/* ---- an upgrade ---- */
-
-static void test_explore_upgrade(void **state)
-{
-	_cleanup_free_ bool *used = xcalloc(n_rows, sizeof(bool));
-
-	(void)state;
-	for (int running = 0; running < 2; running++) {
-		UpgradeExplored result = explore_upgrade(rows, n_rows, FAULTS, running, used, true);
-
-		print_message("%s: %zu states\n", running ? "running" : "paused", result.states);
-		assert_null(result.broken);
-		assert_true(result.states > 1000);
-	}
-	for (size_t i = 0; i < n_rows; i++)
-		if (move_upgrading(rows[i].state) && !used[i] && rows[i].next != MOVE_U_BACK &&
-		    rows[i].event != MOVE_EV_GUEST_OFF && rows[i].event != MOVE_EV_RESTART &&
-		    rows[i].event != MOVE_EV_CONT_ERROR)
-			fail_msg("%s in %s is never taken", move_event_name(rows[i].event), move_state_name(rows[i].state));
-}
-
-static const Seed upgrade_seeds[] = {
-	{"SIGKILL before the record", S(U_CHECK), EV(ENTER), DO(COMMIT_NEW), S(U_KILL), {0}},
-	{"cont before SIGKILL", S(U_KILL), EV(ENTER), DO(KILL_OLD), S(U_RESUMING), {DO(CONT_NEW)}},
-	{"SIGKILL although the new one is dead", S(U_KILL), EV(ENTER), DO(NOTHING), S(U_RESUME), {DO(KILL_OLD)}},
-	{"the same after a restart", S(U_KILL), EV(RESTART), DO(NOTHING), S(U_RESUME), {DO(KILL_OLD)}},
-	{"an unwritten record is carried out", S(U_CHECK), EV(ACTION_FAILED), DO(NOTHING), S(U_KILL), {0}},
-	{"back without killing the new one", S(U_BACK), EV(ENTER), DO(KILL_NEW), S(U_CLEAR), {0}},
-	{"back, the record still names the new one", S(U_CLEAR), EV(ENTER), DO(CLEAR_NEW), S(S_CANCEL), {0}},
-	{"the guest stays paused in the old one", S(S_CANCEL), EV(SETTLED), DO(CONT_BACK), S(S_IDLE), {DO(END)}},
-	{"the guest stays paused in the new one", S(U_RESUME), EV(ENTER), DO(CONT_NEW), S(U_REAP), {0}},
-	{"a paused guest is resumed", S(U_RESUME), EV(ENTER), DO(NOTHING), S(U_RESUMING), {DO(CONT_NEW)}},
-	{"no way on after a restart", S(U_RESUME), EV(RESTART), DO(CONT_NEW), S(U_RESUME), {0}},
-	{"cont is not tried again", S(U_RESUMING), EV(CONT_ERROR), DO(NOTHING), S(U_REAP), {0}},
-	{"the end before the old one is gone", S(U_RESUMING), EV(CONT_OK), DO(ANNOUNCE), S(S_IDLE), {DO(END)}},
-	{"no note", S(U_BEGIN), EV(ENTER), DO(NOTE_UPGRADE), S(U_START), {DO(START_NEW)}},
-};
-
-static void test_upgrade_seeds(void **state)
-{
-	_cleanup_free_ MoveRow *wrong = xcalloc(n_rows, sizeof(*wrong));
-
-	(void)state;
-	for (size_t i = 0; i < ARRAY_SIZE(upgrade_seeds); i++) {
-		const Seed *seed = &upgrade_seeds[i];
-		const char *broken = NULL;
-		size_t at = 0;
-
-		while (at < n_rows && (rows[at].state != seed->state || rows[at].event != seed->event ||
-				       (seed->marked != DO(NOTHING) && !has_action(&rows[at], seed->marked)) ||
-				       (seed->marked == DO(NOTHING) && rows[at].actions[0] != DO(NOTHING))))
-			at++;
-		assert_true(at < n_rows);
-		memcpy(wrong, rows, n_rows * sizeof(*wrong));
-		wrong[at].next = seed->next;
-		memcpy(wrong[at].actions, seed->actions, sizeof(seed->actions));
-		for (int paused = 0; paused < 2 && !broken; paused++)
-			broken = explore_upgrade(wrong, n_rows, 2, !paused, NULL, false).broken;
-		print_message("%s: %s\n", seed->what, broken ? broken : "not seen");
-		assert_non_null(broken);
-	}
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -627,10 +470,6 @@ int main(void)
 		cmocka_unit_test(test_order),
 		cmocka_unit_test(test_every_state_reached),
 		cmocka_unit_test(test_records),
-		cmocka_unit_test(test_explore),
-		cmocka_unit_test(test_seeded_bugs),
-		cmocka_unit_test(test_explore_upgrade),
-		cmocka_unit_test(test_upgrade_seeds),
 	};
 
 	rows = move_rows(&n_rows);

@@ -1,0 +1,481 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Two QEMUs over the same memory on one host, the keeper that changes them over, and everything that can go wrong meanwhile.
+ * As vmferry.pml: what the keeper decides comes from the rows (step.pml), this file is the world around.
+ *
+ * The record (which QEMU has the guest) and the note (an upgrade is under way) lie in the runtime directory: they outlive
+ * the keeper, not the host.
+ *
+ * FAULTS: at most so many in a run; ATTEMPTS: upgrades, one after the other; PAUSED: 1 for a guest that was paused; SEED:
+ * which of model/rows.py's bugs is in. RUNTIME: the verifier takes all of them from its environment.
+ */
+#ifdef RUNTIME
+byte FAULTS, ATTEMPTS, PAUSED, SEED;
+#endif
+#ifndef RUNTIME
+#ifndef FAULTS
+#define FAULTS 1
+#endif
+#ifndef ATTEMPTS
+#define ATTEMPTS 1
+#endif
+#ifndef PAUSED
+#define PAUSED 0
+#endif
+#ifndef SEED
+#define SEED 0
+#endif
+#endif
+
+#define HOSTS 1
+#include "engine.pml"
+
+/*
+ * A QEMU. RUNS and MOVING have the guest, and run it unless it was paused; DEVICE: stopped, the devices' state goes; POST: all
+ * is sent; OFF: the guest has shut down in it; DYING: SIGKILL is sent.
+ */
+#define Q_NONE 0
+#define Q_RUNS 1
+#define Q_MOVING 2
+#define Q_DEVICE 3
+#define Q_POST 4
+#define Q_STARTS 5
+#define Q_LISTENS 6
+#define Q_LOADED 7
+#define Q_OFF 8
+#define Q_DYING 9
+
+/* The two of them, and what the record says. Before another attempt the one that is left becomes the old one. */
+#define OLD 0
+#define NEW 1
+
+/* ---- the keeper, beside its engine: all of it dies with it ---- */
+bool cancelled, waits; /* a cancel was asked for; its asker waits for the answer */
+bool loaded;	       /* the new one has said so */
+bool changed;	       /* the new one is the VM's QEMU */
+bool unreached;	       /* the new one was found, and did not answer */
+bool shutoff;	       /* the guest has shut down, as far as the keeper knows */
+bool dead[2];	       /* a QEMU's end is still to be noticed */
+
+/* ---- what outlives it ---- */
+bool note, record;
+byte qemu[2];
+bool sent_cont[2]; /* cont is on its way to that QEMU */
+bool sent;	   /* all of the old one's state is on its way */
+bool stale[2];	   /* the guest has run in the other one since it was here: this one must never run again */
+
+byte attempts;
+bool unwritten; /* the record that names the old one again */
+bool excused; /* whoever had the guest was killed, or the guest has shut down: it may be gone */
+bool refused; /* the new one will not resume, though nothing is in its way */
+
+#define mine changed
+#define other (1 - changed)
+#define busy (state[0] != S_IDLE)
+#define alive(q) (qemu[q] != Q_NONE && qemu[q] != Q_DYING)
+#define has(q) (!stale[q] && alive(q) && qemu[q] != Q_STARTS && qemu[q] != Q_LISTENS)
+#define decided (record == NEW && !unwritten)
+#define runs(q) (!PAUSED && (qemu[q] == Q_RUNS || qemu[q] == Q_MOVING))
+
+/* ---- facts ---- */
+#define fact_ALIVE (qemu[mine] != Q_NONE)
+#define fact_OTHER (qemu[other] != Q_NONE && !unreached)
+#define fact_LOAD_DONE loaded
+#define fact_POST (qemu[OLD] == Q_POST)
+#define fact_WAS_RUNNING (!PAUSED)
+#define fact_CANCELLED cancelled
+#define fact_OWNER 1
+
+/* ---- actions ---- */
+
+/* The record first: a write that failed once may have left it, and generations are used again. */
+inline do_NOTE_UPGRADE()
+{
+	record = (SEED_RECORD_LEFT -> record : OLD);
+	unwritten = unwritten && SEED_RECORD_LEFT;
+	note = 1
+}
+
+inline do_START_NEW()
+{
+	qemu[NEW] = Q_STARTS;
+	stale[NEW] = 0
+}
+
+inline do_SET_UP_BOTH() { soon[h] = EV_DATA_READY }
+
+inline do_START_UPGRADE()
+{
+	qemu[OLD] = (qemu[OLD] == Q_RUNS || qemu[OLD] == Q_POST -> Q_MOVING : qemu[OLD]);
+	sent = 0
+}
+
+inline do_COMMIT_NEW()
+{
+	record = NEW;
+	unwritten = 0
+}
+
+inline do_KILL_OLD()
+{
+	must(record == NEW, "the old one is killed before the record names the new one\n");
+	must(qemu[NEW] != Q_NONE, "the old one is killed although the new one is dead\n");
+	must(!alive(NEW) || has(NEW), "the old one is killed before the new one has the guest\n");
+	must(!runs(OLD), "the old one is killed while it runs\n");
+	qemu[OLD] = (qemu[OLD] == Q_NONE -> Q_NONE : Q_DYING);
+	sent_cont[OLD] = 0;
+	changed = 1
+}
+
+inline do_CONT_NEW()
+{
+	must(record == NEW, "the new one is resumed before the record names it\n");
+	must(changed && !alive(OLD), "the new one is resumed before the old one is killed\n");
+	must(!PAUSED, "a paused guest is resumed\n");
+	sent_cont[NEW] = qemu[NEW] != Q_NONE
+}
+
+inline do_ANNOUNCE() { skip }
+
+inline do_KILL_NEW()
+{
+	must(!changed && qemu[NEW] != Q_RUNS, "the QEMU that has the guest is killed\n");
+	qemu[NEW] = (qemu[NEW] == Q_NONE -> Q_NONE : Q_DYING)
+}
+
+inline do_CLEAR_NEW() { record = OLD }
+inline do_SETTLE() { soon[h] = EV_SETTLED }
+
+inline do_CONT_BACK()
+{
+	must(!alive(NEW), "the old one is resumed while the new one may run it\n");
+	must(!PAUSED, "a paused guest is resumed\n");
+	sent_cont[OLD] = qemu[OLD] == Q_POST
+}
+
+inline do_SEND_ABORT() { skip }
+
+/* The note goes when nothing is under way any more: a cont that is not answered yet is. */
+inline do_END()
+{
+	must(!changed || qemu[OLD] == Q_NONE, "the end is told while the old one is there\n");
+	must(record == mine || unwritten, "at the end the record names the wrong one\n");
+	cancelled = 0;
+	waits = 0;
+	soon[h] = 0;
+	loaded = 0;
+	unreached = 0;
+	note = note && sent_cont[OLD];
+	qemu[mine] = (shutoff && qemu[mine] == Q_OFF -> Q_DYING : qemu[mine])
+}
+
+#define may_fail(a)                                                                                                    \
+	(a == DO_NOTE_UPGRADE || a == DO_START_NEW || a == DO_SET_UP_BOTH || a == DO_START_UPGRADE ||                  \
+	 a == DO_COMMIT_NEW || a == DO_CLEAR_NEW)
+#define cannot(a)                                                                                                      \
+	(a == DO_START_NEW && !alive(OLD) || a == DO_SET_UP_BOTH && !(alive(OLD) && alive(NEW)) ||                     \
+	 a == DO_START_UPGRADE && !(alive(OLD) && alive(NEW)))
+
+/* ---- keeper, QEMUs and host come and go ---- */
+
+inline keeper_dies()
+{
+	engine_dies();
+	cancelled = 0;
+	waits = 0; /* its connection ends: that is an answer */
+	loaded = 0;
+	changed = 0;
+	unreached = 0;
+	shutoff = 0;
+	dead[OLD] = 0;
+	dead[NEW] = 0
+}
+
+/* What of a cont that the keeper has just sent QEMU reads. */
+inline cont_is_read(q)
+{
+	if
+	:: sent_cont[q] && (qemu[q] == Q_POST || qemu[q] == Q_LOADED) -> goes_on(q)
+	:: else
+	fi;
+	sent_cont[q] = 0
+}
+
+inline goes_on(q)
+{
+	qemu[q] = Q_RUNS;
+	stale[1 - q] = alive(1 - q) && qemu[1 - q] != Q_STARTS && qemu[1 - q] != Q_LISTENS
+}
+
+inline qemu_goes(q)
+{
+	qemu[q] = Q_NONE;
+	sent_cont[q] = 0;
+	stale[q] = 0;
+	dead[q] = up[h]
+}
+
+/* upgrade_adopt() and upgrade_recover(): there is a note, and a QEMU. A dying one may be found, or nobody any more. */
+inline goes_on_with_upgrade()
+{
+	changed = record == NEW && qemu[OLD] == Q_NONE;
+	loaded = record == NEW;
+	unreached = record == NEW && !changed && qemu[NEW] == Q_DYING;
+	qemu[NEW] = (record == OLD && qemu[NEW] != Q_NONE -> Q_DYING : qemu[NEW]);
+	urgent[h] = EV_RESTART;
+	if
+	:: qemu[mine] == Q_NONE -> state[h] = S_CANCEL /* nobody has the guest any more */
+	:: else -> state[h] = (record == OLD -> U_BACK : (changed -> U_RESUME : U_KILL))
+	fi;
+	shutoff = qemu[mine] == Q_OFF && !SEED_UNSEEN_OFF;
+	qemu[mine] = (shutoff -> Q_DYING : qemu[mine])
+}
+
+/* machine_adopt(): who the record names, else who is there. The other one has no business here. */
+inline goes_on_without_note()
+{
+	changed = (qemu[record] == Q_NONE -> 1 - record : record);
+	qemu[other] = (qemu[other] == Q_NONE -> Q_NONE : Q_DYING);
+	shutoff = qemu[mine] == Q_OFF;
+	qemu[mine] = (shutoff -> Q_DYING : qemu[mine])
+}
+
+inline keeper_begins()
+{
+	up[h] = 1;
+	if
+	:: note && (alive(OLD) || alive(NEW)) -> goes_on_with_upgrade()
+	:: !note && (alive(OLD) || alive(NEW)) -> goes_on_without_note()
+	:: else ->
+		note = 0;
+		record = OLD
+	fi
+}
+
+#include "step.pml"
+
+proctype host(bit h)
+{
+	byte e;
+	int known;
+	bool go, fails, found;
+
+end:
+	do
+	:: atomic {
+		if
+		/* the keeper's own */
+		:: up[h] && urgent[h] ->
+			e = urgent[h];
+			urgent[h] = NO_EVENT
+		:: up[h] && !urgent[h] && todo[h] -> go = 1
+		:: !up[h] -> d_step { keeper_begins() }
+		:: ready(h) && late[h] ->
+			late[h] = 0;
+			e = EV_DEADLINE
+		:: ready(h) && soon[h] == EV_DATA_READY && alive(OLD) && alive(NEW) ->
+			soon[h] = NO_EVENT;
+			e = EV_DATA_READY
+		:: ready(h) && soon[h] == EV_SETTLED && alive(OLD) ->
+			soon[h] = NO_EVENT;
+			e = EV_SETTLED;
+			if
+			:: qemu[OLD] == Q_MOVING || qemu[OLD] == Q_DEVICE -> d_step { goes_on(OLD) }
+			:: qemu[OLD] == Q_DEVICE -> /* it was too late to cancel */
+				qemu[OLD] = Q_POST;
+				sent = 1
+			:: else
+			fi
+		/* the end of a QEMU */
+		:: qemu[OLD] == Q_DYING -> d_step { qemu_goes(OLD) }
+		:: qemu[NEW] == Q_DYING -> d_step { qemu_goes(NEW) }
+		:: ready(h) && dead[mine] ->
+			dead[mine] = 0;
+			if
+			:: busy -> e = EV_QEMU_DEAD
+			:: else -> /* the VM is off, the runtime directory goes */
+				note = 0;
+				record = OLD
+			fi
+		:: ready(h) && dead[other] ->
+			dead[other] = 0;
+			e = (changed -> EV_QEMU_GONE : EV_NEW_DEAD)
+		/* the old one */
+		:: qemu[OLD] == Q_MOVING && (qemu[NEW] == Q_LISTENS || qemu[NEW] == Q_LOADED) -> qemu[OLD] = Q_DEVICE
+		:: qemu[OLD] == Q_DEVICE && !sent && qemu[NEW] == Q_LISTENS -> sent = 1
+		:: qemu[OLD] == Q_DEVICE && sent && alive(NEW) -> qemu[OLD] = Q_POST
+		:: (qemu[OLD] == Q_MOVING || qemu[OLD] == Q_DEVICE) && !alive(NEW) -> /* it resumes by itself */
+			d_step { goes_on(OLD) }
+		:: ready(h) && (state[h] == U_PERFORM || state[h] == U_LOAD) && qemu[OLD] == Q_RUNS -> e = EV_FAILED
+		:: ready(h) && state[h] == U_PERFORM && qemu[OLD] == Q_POST -> e = EV_POSTMIGRATE
+		:: sent_cont[OLD] && qemu[OLD] == Q_POST -> d_step {
+			goes_on(OLD);
+			sent_cont[OLD] = 0;
+			note = note && busy
+		}
+		/* the new one */
+		:: qemu[NEW] == Q_STARTS && (!up[h] || ready(h)) ->
+			qemu[NEW] = Q_LISTENS;
+			e = (up[h] -> EV_QEMU_READY : NO_EVENT)
+		:: qemu[NEW] == Q_LISTENS && sent && (qemu[OLD] == Q_DEVICE || qemu[OLD] == Q_POST) -> qemu[NEW] = Q_LOADED
+		:: ready(h) && qemu[NEW] == Q_LOADED && !changed && !loaded && busy ->
+			loaded = 1;
+			e = EV_LOADED
+		:: ready(h) && sent_cont[NEW] && (qemu[NEW] == Q_LOADED || qemu[NEW] == Q_RUNS) ->
+			if
+			:: d_step {
+				goes_on(NEW);
+				e = EV_CONT_OK
+			}
+			:: qemu[NEW] == Q_LOADED && qemu[OLD] != Q_NONE -> e = EV_CONT_ERROR /* its disks are still locked */
+			:: qemu[NEW] == Q_LOADED && fault ->
+				faults++;
+				refused = qemu[OLD] == Q_NONE;
+				e = EV_CONT_ERROR
+			fi;
+			sent_cont[NEW] = 0
+		:: ready(h) && sent_cont[NEW] && qemu[NEW] == Q_OFF ->
+			sent_cont[NEW] = 0;
+			e = EV_CONT_ERROR
+		/* the guest has shut down: QEMU stays, and who hears of it kills it */
+		:: ready(h) && qemu[mine] == Q_OFF && !shutoff && !SEED_UNSEEN_OFF ->
+			shutoff = 1;
+			e = (busy -> EV_GUEST_OFF : NO_EVENT);
+			qemu[mine] = (!busy || !committed(state[h]) -> Q_DYING : qemu[mine])
+		/* people */
+		:: ready(h) && !busy && attempts < ATTEMPTS && !note && has(mine) && !sent_cont[mine] &&
+			(qemu[mine] == Q_RUNS || PAUSED) && qemu[other] != Q_DYING ->
+			d_step {
+				attempts++;
+				if
+				:: changed ->
+					qemu[OLD] = Q_RUNS;
+					qemu[NEW] = Q_NONE;
+					changed = 0;
+					record = OLD
+				:: else -> qemu[OLD] = Q_RUNS
+				fi;
+				dead[OLD] = 0;
+				dead[NEW] = 0;
+				stale[OLD] = 0;
+				sent = 0;
+				refused = 0
+			};
+			e = EV_UPGRADE
+		:: ready(h) && fault && busy && state[h] != S_CANCEL && !committed(state[h]) && !waits ->
+			faults++;
+			waits = 1;
+			cancelled = 1;
+			e = EV_CANCEL
+		/* vmferry resume, after the new one has refused with nothing in its way */
+		:: ready(h) && !busy && refused && qemu[NEW] == Q_LOADED ->
+			refused = 0;
+			d_step { goes_on(NEW) }
+		/* faults */
+		:: fault && up[h] ->
+			faults++;
+			if
+			:: d_step {
+				keeper_dies();
+				sent_cont[OLD] = 0;
+				sent_cont[NEW] = 0
+			}
+			:: sent_cont[OLD] || sent_cont[NEW] ->
+				d_step {
+					keeper_dies();
+					cont_is_read(OLD);
+					cont_is_read(NEW)
+				}
+			:: d_step { /* the host */
+				keeper_dies();
+				qemu_goes(OLD);
+				qemu_goes(NEW);
+				note = 0;
+				record = OLD;
+				excused = 1
+			}
+			fi
+		:: fault && alive(OLD) -> d_step {
+			faults++;
+			/* once it is decided, and the new one lives, the guest outlives the old one */
+			excused = excused || !(decided && has(NEW)) && has(OLD);
+			qemu_goes(OLD)
+		}
+		:: fault && alive(NEW) -> d_step {
+			faults++;
+			/* as long as the old one is there, the guest outlives the new one */
+			excused = excused || !has(OLD);
+			qemu_goes(NEW)
+		}
+		/* the same, but nobody sees it yet */
+		:: fault && has(OLD) -> d_step {
+			faults++;
+			excused = excused || !(decided && has(NEW));
+			qemu[OLD] = Q_DYING
+		}
+		:: fault && has(NEW) -> d_step {
+			faults++;
+			excused = 1;
+			qemu[NEW] = Q_DYING
+		}
+		:: fault && (runs(OLD) || runs(NEW)) -> d_step { /* the guest shuts down */
+			faults++;
+			excused = 1;
+			qemu[runs(NEW)] = Q_OFF
+		}
+		:: fault && (qemu[OLD] == Q_MOVING || qemu[OLD] == Q_DEVICE) -> d_step { /* the stream breaks */
+			faults++;
+			goes_on(OLD)
+		}
+		:: fault && ready(h) && busy && !late[h] && has_deadline(state[h]) -> d_step {
+			faults++;
+			e = EV_DEADLINE
+		}
+		:: fault && ready(h) && busy && has_failed(state[h]) -> d_step {
+			faults++;
+			e = EV_FAILED
+		}
+		fi;
+		take_step();
+		d_step {
+			unwritten = unwritten || state[h] == U_CLEAR && urgent[h] == EV_ACTION_FAILED;
+			must(!(runs(OLD) && runs(NEW)), "both run\n");
+			must(!(runs(OLD) && stale[OLD]) && !(runs(NEW) && stale[NEW]), "what runs is behind\n");
+			must(!(runs(NEW) && record == OLD), "the new one runs before the record names it\n");
+			must(!(runs(OLD) && decided && has(NEW)), "the old one runs after the record names the new one\n");
+			must(excused || has(OLD) || has(NEW), "the guest is lost\n")
+		}
+	}
+	od
+}
+
+/*
+ * Nothing can happen any more: a deadline passes; without one this is the end. Then one QEMU is there, it has the guest, runs it
+ * unless it was paused, and nothing is left over. Only where whoever had the guest was killed, or it has shut down, there may be none.
+ */
+#define armed (busy && has_deadline(state[0]) && !late[0])
+
+active proctype clock()
+{
+#ifdef RUNTIME
+	c_code {
+		PARAMETER(FAULTS);
+		PARAMETER(ATTEMPTS);
+		PARAMETER(PAUSED);
+		PARAMETER(SEED);
+	};
+#endif
+	qemu[OLD] = Q_RUNS;
+	run host(0);
+	do
+	:: timeout ->
+		if
+		:: armed -> late[0] = 1
+		:: !armed -> break
+		fi
+	od;
+	must(!waits, "at the end: a cancel is not answered\n");
+	must(up[0] && !busy && !note && !dead[OLD] && !dead[NEW], "at the end: something is left over\n");
+	must(qemu[other] == Q_NONE, "at the end: two QEMUs\n");
+	must(excused && qemu[mine] == Q_NONE || PAUSED && has(mine) || runs(mine), "at the end: none runs\n")
+}
