@@ -92,8 +92,9 @@ class Injector:
     def close(self):
         os.write(self.stopped, b".")
         self.thread.join(10)
-        for s in self.listening:
+        for s, host in self.listening.items():
             s.close()
+            (host.config / "fault.socket").unlink(missing_ok=True)
 
 
 # ---- processes ----

@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from faults import shut_down_unheard
+from faults import Injector, shut_down_unheard
 from netns import command
 from testbed import LIMIT, Guest, Testbed, build_option, qemu, section, wait_file
 
@@ -508,17 +508,6 @@ def test_copy_that_does_not_end(bed, web1):
     assert not bed.ask(web1.guest, "check").endswith(" 0 rewritten")
 
 
-def test_guest_that_ends_unheard(bed, home):
-    """It shuts down while its memory is copied and no keeper is there: the next one finds a QEMU without a guest, and ends both."""
-    home.newer()
-    bed.ask(home.guest, "dirty 20")
-    upgrade = bed.a.popen("vmferry", "upgrade", "web1", "--binary", qemu(), "--way=copy", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: bed.a.vmferry("set", "web1", "bandwidth=1M", "throttle=0", check=False).returncode == 0)
-    shut_down_unheard(bed, bed.a, home.guest)
-    upgrade.communicate(timeout=LIMIT)
-    home.boot_again()
-
-
 # ---- keepers, QEMUs and hosts that die ----
 
 
@@ -608,6 +597,19 @@ def strike(home, point, binary, *options):
     if done.returncode == 0 and not options:
         assert after["qemu_version"] != before["qemu_version"]
     home.unharmed()
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+def test_guest_that_ends_unheard(bed, home):
+    """It shuts down when both QEMUs are there, and no keeper hears of it: the next one finds a QEMU without a guest, and ends both."""
+    injector = Injector([bed.a])
+    injector.plan = {(bed.a, "START_UPGRADE", "before"): lambda: shut_down_unheard(bed, bed.a, home.guest)}
+    try:
+        done = bed.a.vmferry("upgrade", "web1", "--binary", home.other(), check=False)
+        assert injector.struck and done.returncode != 0, done.stdout + done.stderr
+    finally:
+        injector.close()
+    home.boot_again()
 
 
 @pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
