@@ -169,6 +169,7 @@ static void settle_later(Service *s)
 
 static int on_load(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
 {
+	uint64_t begin = now_usec();
 	_cleanup_error_ Error *err = NULL;
 	Service *s = userdata;
 	CtApplyStats stats = {};
@@ -186,7 +187,8 @@ static int on_load(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *err
 		s->migrated = (uint32_t)stats.applied;
 		settle_later(s);
 	}
-	log_info("loaded %" PRIu64 " of %" PRIu64 " entries, %zu bytes", stats.applied, stats.received, len);
+	log_info("loaded %" PRIu64 " of %" PRIu64 " entries, %zu bytes, in %" PRIu64 " us", stats.applied, stats.received, len,
+		 now_usec() - begin);
 	if (stats.refused + stats.failed)
 		log_warning("%" PRIu64 " entries not taken, the first: %s", stats.refused + stats.failed, stats.first_refused);
 	return sd_bus_reply_method_return(m, NULL);
