@@ -215,7 +215,7 @@ void perform_hold(Move *m);
 /** perform_followed() - the target has the connection table, or will not get it: memory need not wait for it */
 void perform_followed(Move *m);
 void perform_stop(Move *m);
-/** perform_hint() - say what to do if QEMU's @error to "migrate" means that an earlier migration hangs in it */
+/** perform_hint() - say what to do if QEMU's @error to "migrate" means that an earlier migration stands in its way */
 void perform_hint(const char *error, Error **err);
 /** perform_silent() - set the error for a data channel whose far end takes nothing in */
 void perform_silent(const Move *m, Error **err);
