@@ -156,7 +156,7 @@ def test_sizes(bed, buses, sizes):
 def test_killed_during_save(bed, buses):
     """QEMU has written by then that there is something to come, and fails by itself; the guest goes on where it was, at once."""
     guest = Guest()
-    source = RawQemu(bed.a, guest, options=qmp_option(bed.a)).wait_ready()
+    source = RawQemu(bed.a, guest, options=qmp_option(bed.a))
     target = RawQemu(bed.b, guest, incoming=True, options=qmp_option(bed.b))
     try:
         for bus in buses.values():
@@ -182,8 +182,6 @@ def test_killed_during_save(bed, buses):
         if ran is source:
             source.qmp.wait("RESUME")
         assert ran.qmp("query-status")["status"] == "running"
-        with bed.probe(f"ping,{guest.ip4}") as probe:
-            probe.assert_alive()
     finally:
         for qemu in (source, target):
             qemu.close()
