@@ -129,9 +129,9 @@ def test_there_and_back_200_times(bed, vm):
             print(f"{n} moves", flush=True)
 
 
-@pytest.mark.parametrize("count, rounds", [(10, 1), pytest.param(20, 3, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count, rounds", [(6, 1), pytest.param(20, 3, marks=pytest.mark.long)])
 def test_many_at_once(bed, count, rounds):
-    """Over ssh to an sshd with its usual settings, which from ten logins on turns some away (MaxStartups 10:30:100)."""
+    """Over ssh to an sshd with its usual settings, which from ten logins at once on turns some away (MaxStartups 10:30:100)."""
     guests = {f"vm{n}": Guest(10 + n) for n in range(count)}
     for name, guest in guests.items():
         bed.a.define(name, guest, memory="96M")
