@@ -231,6 +231,12 @@ int perform_set(Keeper *k, const uint64_t *bandwidth, const uint64_t *downtime_m
  * is a warning: clients then connect again by themselves.
  */
 void graphics_tell(Move *m);
+/**
+ * graphics_cert_subject() - whose certificate a VM's SPICE server shows, "O=Example,CN=b" in its order, as QAPI client_migrate_info has it
+ *
+ * Return: to be freed; NULL without tls-directory, or if the certificate there cannot be read.
+ */
+char *graphics_cert_subject(const VmDefinition *def);
 /** graphics_handed_over() - QEMU says SPICE_MIGRATE_COMPLETED: its clients are at the target, if there were any */
 void graphics_handed_over(Move *m);
 /** graphics_hold() - whether our QEMU still has clients to hand over; it is killed when it has, after 5 s at most */

@@ -109,7 +109,8 @@ static json_object *graphics_json(const Move *m)
 	if (move_is_target(m) || !p->graphics)
 		return NULL;
 	return json_build("type", "s", p->graphics, "host", "s", p->graphics_host, "listen", "s", p->graphics_listen, "port",
-			  "u", p->graphics_port, "tls_port", "u", p->graphics_tls_port, NULL);
+			  "u", p->graphics_port, "tls_port", "u", p->graphics_tls_port, "cert_subject", "s", p->graphics_cert_subject,
+			  NULL);
 }
 
 static json_object *ram_json(const Move *m)

@@ -196,6 +196,8 @@ static void on_graphics(json_object *ret, const char *error, void *userdata)
 	}
 	take_port(ret, m->k->def->graphics == GRAPHICS_SPICE ? "port" : "service", &m->prepared.graphics_port);
 	take_port(ret, "tls-port", &m->prepared.graphics_tls_port);
+	free(m->prepared.graphics_cert_subject);
+	m->prepared.graphics_cert_subject = graphics_cert_subject(m->k->def);
 }
 
 void move_qemu_ready(Move *m)
@@ -264,6 +266,7 @@ int do_prepare_reply(Move *m)
 		reply.graphics_host = m->k->conf->host_name;
 		reply.graphics_port = m->prepared.graphics_port;
 		reply.graphics_tls_port = m->prepared.graphics_tls_port;
+		reply.graphics_cert_subject = m->prepared.graphics_cert_subject;
 	}
 	sink_tell(m, &reply);
 	r = reply_prepare(m->prepare_message, &reply);

@@ -405,7 +405,7 @@ static void on_spice(json_object *ret, const char *error, void *userdata)
 	Move *m = userdata;
 
 	if (!error && m->up && m->state == MOVE_U_OPEN)
-		(void)json_get_u64(ret, "port", &m->up->spice_port);
+		(void)json_get_u64(ret, m->up->def->graphics_tls ? "tls-port" : "port", &m->up->spice_port);
 	on_set_up(ret, error, userdata);
 }
 

@@ -78,6 +78,7 @@ static const CookieField prepare_reply_fields[] = {
 	S(PrepareReply, graphics_host, 256, false),
 	U(PrepareReply, graphics_port, 65535, false),
 	U(PrepareReply, graphics_tls_port, 65535, false),
+	S(PrepareReply, graphics_cert_subject, 1024, false),
 	S(PrepareReply, lease_holder, 64, false),
 	B(PrepareReply, ct_told),
 	U(PrepareReply, ct_room, 0, false),

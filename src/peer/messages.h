@@ -66,7 +66,7 @@ typedef struct PrepareReply {
 	char *data_socket; /* path of the socket to forward to, for ssh and unix */
 	char *qemu_version;
 	char **warnings;
-	char *graphics, *graphics_listen, *graphics_host;
+	char *graphics, *graphics_listen, *graphics_host, *graphics_cert_subject;
 	uint64_t graphics_port, graphics_tls_port;
 	bool ct_told;	   /* the following are set */
 	uint64_t ct_room;  /* entries that find room in the target's table */

@@ -290,9 +290,24 @@ static unsigned int spice_port(const char *listen)
 	return SPICE_PORT_FIRST;
 }
 
+/* QEMU's option syntax: a comma in a value is written twice. */
+static char *double_commas(const char *value)
+{
+	char *text = xcalloc(1, 2 * strlen(value) + 1), *p = text;
+
+	for (; *value; value++) {
+		*p++ = *value;
+		if (*value == ',')
+			*p++ = ',';
+	}
+	*p = '\0';
+	return text;
+}
+
 static void add_graphics(Words *w)
 {
 	const char *listen = w->def->graphics_listen;
+	_cleanup_free_ char *tls = w->def->graphics_tls ? double_commas(w->def->graphics_tls) : NULL;
 	bool six = listen && strchr(listen, ':');
 
 	switch (w->def->graphics) {
@@ -302,8 +317,8 @@ static void add_graphics(Words *w)
 		return;
 	case GRAPHICS_SPICE:
 		add_option(w, "-display", "none");
-		add_option(w, "-spice", "addr=%s,port=%u,disable-ticketing=on,seamless-migration=on", listen,
-			   spice_port(listen));
+		add_option(w, "-spice", "addr=%s,%s=%u,disable-ticketing=on,seamless-migration=on%s%s", listen,
+			   tls ? "tls-port" : "port", spice_port(listen), tls ? ",x509-dir=" : "", tls ? tls : "");
 		break;
 	case GRAPHICS_VNC:
 		add_option(w, "-display", "none");

@@ -61,6 +61,7 @@ static const ConfSection nic_section = {
 static const ConfKey graphics_keys[] = {
 	{"listen", CONF_TEXT, 0, CONF_FIELD(VmDefinition, graphics_listen), .check = conf_check_listen,
 	 .fallback = "127.0.0.1"},
+	{"tls-directory", CONF_TEXT, 0, CONF_FIELD(VmDefinition, graphics_tls), .check = conf_check_path},
 };
 
 static const ConfSection graphics_section = {
@@ -207,6 +208,8 @@ static int check_together(const VmDefinition *def, const ConfLines *lines, Error
 		error_hint(err, "put disks on bus = \"scsi\": they share one slot");
 		return -EINVAL;
 	}
+	if (def->graphics_tls && def->graphics != GRAPHICS_SPICE)
+		return conf_fail(lines, "graphics", err, "graphics vnc has no tls-directory: spice has");
 	return check_lease(def, lines, err);
 }
 

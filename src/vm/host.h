@@ -41,7 +41,7 @@ typedef struct HostReceive {
 	char **peers;	      /* host ids or names that may send VMs; NULL: any that can log in */
 	char **prefixes;      /* guest addresses must lie in one of these ("10.0.0.0/24"); NULL: any */
 	char **bridges;	      /* NICs may be on these; NULL: any that exists */
-	char **disk_paths;    /* disks, kernel, initrd, firmware and lease must lie below one of these; NULL: any */
+	char **disk_paths;    /* disks, kernel, initrd, firmware, lease and SPICE certificate must lie below one of these; NULL: any */
 	char **binaries;      /* QEMU programs a definition may name; NULL: only our own default */
 	bool qemu_args;	      /* whether a definition that arrives may carry qemu-args */
 	uint32_t marks_mask;  /* bits of ct mark that are taken over; 0: none */

@@ -162,6 +162,7 @@ static int check_paths(const Policy *p)
 		{"initrd", p->def->initrd},
 		{"firmware", p->def->firmware},
 		{"lease", p->def->lease_path},
+		{"graphics: tls-directory", p->def->graphics_tls},
 	};
 	int r = 0;
 

@@ -136,12 +136,15 @@ static int check_readable(const Need *need, const char *what, const char *path)
 
 static int check_files(const Need *need)
 {
+	const char *tls = need->def->graphics_tls;
+	_cleanup_free_ char *certificate = tls ? xasprintf("%s/server-cert.pem", tls) : NULL;
 	const struct {
 		const char *what, *path;
 	} files[] = {
 		{"kernel", need->def->kernel},
 		{"initrd", need->def->initrd},
 		{"firmware", need->def->firmware},
+		{"graphics", certificate},
 	};
 	int r = 0;
 

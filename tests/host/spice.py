@@ -73,3 +73,9 @@ def destination(data):
     """(host, port) of MIGRATE_BEGIN."""
     port, _, size, at = struct.unpack_from("<HHII", data)
     return data[at : at + size].rstrip(b"\0").decode(), port
+
+
+def tls(data):
+    """(TLS port, certificate's subject) of MIGRATE_BEGIN."""
+    _, port, _, _, size, at = struct.unpack_from("<HHIIII", data)
+    return port, data[at : at + size].rstrip(b"\0").decode()

@@ -99,3 +99,32 @@ def test_client_that_does_not_let_go(bed, vm):
     assert len(warnings) == 1 and "did not hand its clients over" in warnings[0], warnings
     old.close()
     assert bed.a.wait_clean() == []
+
+
+def test_tls(bed, vm, tmp_path):
+    """Who follows to a server with TLS is told whose certificate it shows."""
+    pki = bed.dir / "pki"
+    pki.mkdir()
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/O=Example/CN=viewers, b",
+                    "-keyout", pki / "server-key.pem", "-out", pki / "server-cert.pem"], check=True, stderr=subprocess.DEVNULL)
+    (pki / "ca-cert.pem").write_text((pki / "server-cert.pem").read_text())
+    for path in (pki, *pki.iterdir()):
+        path.chmod(0o755)
+    definition = tmp_path / "there.vm"
+    text = (bed.a.config / "vms" / f"{vm}.vm").read_text()
+    definition.write_text(text.replace("graphics spice {", f'graphics spice {{ tls-directory = "{pki}"'))
+    old = connect(bed.a)
+    old.wait(spice.INIT)
+    mover = start_migration(bed, vm, f"--to-definition={definition}")
+    begin = old.wait(spice.MIGRATE_BEGIN)
+    assert spice.destination(begin)[0] == "b" and spice.tls(begin) == (5900, "O=Example,CN=viewers\\, b")
+    old.close()
+    assert ended(mover)["graphics"]["tls_port"] == 5900
+    with bed.b.netns.entered():
+        answer = subprocess.run(["openssl", "s_client", "-connect", "127.0.0.1:5900"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert "O = Example" in answer.stdout, answer
+    bed.a.wait_clean()
+    text = text.replace("graphics spice {", 'graphics spice { tls-directory = "/nonexistent"')
+    definition.write_text(text)
+    refused = bed.b.vmferry("migrate", vm, bed.a.exec_destination(), "--transport=tcp", f"--to-definition={definition}", check=False)
+    assert refused.returncode == 1 and "/nonexistent/server-cert.pem" in refused.stderr, refused

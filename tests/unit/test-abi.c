@@ -116,7 +116,7 @@ static void test_every_key_is_placed(void **state)
 {
 	static const char *const unseen[] = {"memory-backing", "binary", "autostart", "file",	"format", "shared",
 					     "bridge",	       "vlan",	 "addresses", "listen", "path",	  "on-lost",
-					     "lockspace",      "resource", "offset", "mark", "zone"};
+					     "lockspace",      "resource", "offset", "mark", "zone", "tls-directory"};
 	(void)state;
 
 	for (size_t i = 0; i < definition_schema.n_keys; i++) {

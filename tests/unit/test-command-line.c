@@ -99,6 +99,8 @@ static const Row rows[] = {
 	{M "graphics vnc {}", "-device", "{\"driver\":\"VGA\",\"id\":\"vga.0\",\"bus\":\"pcie.0\",\"addr\":\"0x8\"}",
 	 true},
 	{M "graphics spice {}", "-spice", NULL, true},
+	{M "graphics spice { listen = \"192.0.2.1\" tls-directory = \"/x,y\" }", "-spice",
+	 "addr=192.0.2.1,tls-port=5900,disable-ticketing=on,seamless-migration=on,x509-dir=/x,,y", true},
 	{M "qemu-args = { \"-device\", \"virtio-rng-pci\" }", "-device", "virtio-rng-pci", true},
 	{M "nic n0 { bridge = b mac = \"52:54:00:00:00:01\" }", "-netdev",
 	 "{\"type\":\"tap\",\"id\":\"n0.tap\",\"fd\":\"16\"}", true},
