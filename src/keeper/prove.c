@@ -50,7 +50,9 @@ static int bind_in_range(const char *address, unsigned int first, unsigned int l
 
 		if (fd < 0)
 			return fd;
-		if (bind(fd, (struct sockaddr *)&sa, len) == 0 && listen(fd, 4) == 0)
+		/* Each proof's connection is remembered here for a minute (TIME-WAIT): its port can be used all the same. */
+		if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int)) == 0 &&
+		    bind(fd, (struct sockaddr *)&sa, len) == 0 && listen(fd, 4) == 0)
 			return fd;
 		r = -errno;
 		fd_close(fd);

@@ -130,6 +130,14 @@ def test_no_way_there(bed, vm, destination, words, hint):
         refused(bed, words, hint, to=destination, phase="Begin")
 
 
+def test_ports_are_used_again(bed, vm):
+    """As many moves as one likes within a minute, however few ports there are."""
+    with host_conf(bed.b, **{"migration-ports": "49152-49153"}), vm.unmoved():
+        for _ in range(4):
+            answer = bed.a.vmferry_json("check", "web1", bed.b.exec_destination())
+            assert answer["transport"] == "tls", answer
+
+
 def test_host_key_not_known(bed, vm):
     with vm.unmoved():
         env = {"VMFERRY_SSH": bed.a.env["VMFERRY_SSH"] + " -oUserKnownHostsFile=/dev/null"}
