@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -75,7 +76,14 @@ static char **merged_env(char *const *extra)
 	return TAKE_PTR(env);
 }
 
-static void __attribute__((noreturn)) child(const Spawn *spawn, char **env, int *lifted, int report)
+static int end_with(pid_t parent)
+{
+	if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0)
+		return -errno;
+	return getppid() == parent ? 0 : -EOWNERDEAD;
+}
+
+static void __attribute__((noreturn)) child(const Spawn *spawn, char **env, int *lifted, int report, pid_t parent)
 {
 	int r;
 
@@ -83,6 +91,8 @@ static void __attribute__((noreturn)) child(const Spawn *spawn, char **env, int 
 	if (spawn->setsid)
 		setsid();
 	r = child_fds(spawn, lifted, &report);
+	if (r == 0 && spawn->bound)
+		r = end_with(parent);
 	if (r == 0 && spawn->prepare)
 		r = spawn->prepare(spawn->userdata);
 	if (r == 0) {
@@ -117,7 +127,7 @@ pid_t process_spawn(const Spawn *spawn, int *ret_pidfd, Error **err)
 	_cleanup_free_ int *lifted = xcalloc(spawn->n_fds, sizeof(*lifted));
 	_cleanup_fd_ int rd = -1, wr = -1;
 	int fds[2], pidfd, r;
-	pid_t pid;
+	pid_t pid, parent = getpid();
 
 	if (pipe2(fds, O_CLOEXEC) < 0)
 		return error_set(err, -errno, "cannot start %s: %m", spawn->argv[0]);
@@ -127,7 +137,7 @@ pid_t process_spawn(const Spawn *spawn, int *ret_pidfd, Error **err)
 	if (pid < 0)
 		return error_set(err, -errno, "cannot start %s: %m", spawn->argv[0]);
 	if (pid == 0)
-		child(spawn, env, lifted, wr);
+		child(spawn, env, lifted, wr, parent);
 	wr = fd_close(wr);
 	r = await_exec(pid, rd);
 	if (r < 0)

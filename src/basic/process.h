@@ -22,6 +22,7 @@ typedef struct SpawnFd {
  * @fds:      the child's fds, standard ones (0, 1, 2) too; all others are closed. A standard one not named: /dev/null
  * @n_fds:    their number
  * @setsid:   in a session of its own
+ * @bound:    SIGTERM when we end, however that is; prctl(2), PR_SET_PDEATHSIG
  * @prepare:  called in the child just before exec, after the fds are in place; only async-signal-safe calls.
  *            A negative return ends the child and is reported as the error
  * @userdata: for @prepare
@@ -31,7 +32,7 @@ typedef struct Spawn {
 	char *const *env;
 	const SpawnFd *fds;
 	size_t n_fds;
-	bool setsid;
+	bool setsid, bound;
 	int (*prepare)(void *userdata);
 	void *userdata;
 } Spawn;

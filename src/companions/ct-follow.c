@@ -118,16 +118,8 @@ static int on_stdin(sd_event_source *s, int fd, _unused_ uint32_t revents, void 
 static int watch_signals(Following *f)
 {
 	static const int signals[] = {SIGUSR1, SIGUSR2, SIGTERM, SIGINT};
-	sigset_t set;
-	int r = 0;
 
-	sigemptyset(&set);
-	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
-		sigaddset(&set, signals[i]);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	for (size_t i = 0; r >= 0 && i < ARRAY_SIZE(signals); i++)
-		r = sd_event_add_signal(f->event, NULL, signals[i], on_signal, f);
-	return r;
+	return tool_signals(f->event, signals, ARRAY_SIZE(signals), on_signal, f);
 }
 
 static int begin(Following *f, Error **err)

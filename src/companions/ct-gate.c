@@ -257,16 +257,10 @@ static int open_gate(Import *g, Error **err)
 static int set_up(Import *g, Error **err)
 {
 	static const int signals[] = {SIGTERM, SIGINT};
-	sigset_t set;
 	int r = sd_event_new(&g->event);
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGCHLD);
-	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
-		sigaddset(&set, signals[i]);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	for (size_t i = 0; r >= 0 && i < ARRAY_SIZE(signals); i++)
-		r = sd_event_add_signal(g->event, NULL, signals[i], NULL, NULL);
+	if (r >= 0)
+		r = tool_signals(g->event, signals, ARRAY_SIZE(signals), NULL, NULL);
 	return r < 0 ? r : open_gate(g, err);
 }
 

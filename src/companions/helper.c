@@ -5,7 +5,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -84,19 +83,6 @@ static int on_exit_event(_unused_ sd_event_source *s, const siginfo_t *si, void 
 	return 0;
 }
 
-/*
- * libvirt cancels the migration of a virsh that has gone, unless it makes it by itself (--p2p):
- * receive knows what to do then.
- */
-static int end_with_parent(void *userdata)
-{
-	const pid_t *parent = userdata;
-
-	if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0)
-		return -errno;
-	return getppid() == *parent ? 0 : -EOWNERDEAD;
-}
-
 static size_t child_fds(const HelperSpec *spec, int lines, SpawnFd *fds)
 {
 	const int wanted[] = {spec->in, spec->out, spec->err};
@@ -110,7 +96,6 @@ static size_t child_fds(const HelperSpec *spec, int lines, SpawnFd *fds)
 
 static int spawn(const HelperSpec *spec, int lines, Error **err)
 {
-	pid_t parent = getpid();
 	SpawnFd fds[3];
 	const Spawn how = {
 		.argv = spec->argv,
@@ -118,8 +103,8 @@ static int spawn(const HelperSpec *spec, int lines, Error **err)
 		.fds = fds,
 		.n_fds = child_fds(spec, lines, fds),
 		.setsid = !spec->foreground,
-		.prepare = spec->outlives ? NULL : end_with_parent,
-		.userdata = &parent,
+		/* libvirt cancels a migration whose virsh has gone, unless it makes it by itself (--p2p): receive knows what to do then. */
+		.bound = !spec->outlives,
 	};
 
 	return process_spawn(&how, NULL, err);

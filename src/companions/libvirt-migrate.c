@@ -512,17 +512,8 @@ static int on_signal(_unused_ sd_event_source *s, _unused_ const struct signalfd
 static int watch_signals(Migrate *m)
 {
 	static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
-	sigset_t set;
-	int r = 0;
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGCHLD);
-	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
-		sigaddset(&set, signals[i]);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	for (size_t i = 0; r >= 0 && i < ARRAY_SIZE(signals); i++)
-		r = sd_event_add_signal(m->event, NULL, signals[i], on_signal, m);
-	return r;
+	return tool_signals(m->event, signals, ARRAY_SIZE(signals), on_signal, m);
 }
 
 /* ---- the end ---- */

@@ -40,6 +40,21 @@ void tool_say(const Tool *tool, json_object *o, const char *fmt, ...)
 	json_object_put(o);
 }
 
+int tool_signals(sd_event *event, const int *signals, size_t n, sd_event_signal_handler_t handler, void *userdata)
+{
+	sigset_t set;
+	int r = 0;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	for (size_t i = 0; i < n; i++)
+		sigaddset(&set, signals[i]);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	for (size_t i = 0; r >= 0 && i < n; i++)
+		r = sd_event_add_signal(event, NULL, signals[i], handler, userdata);
+	return r;
+}
+
 uint64_t tool_number(const Tool *tool, const char *key, uint64_t otherwise)
 {
 	(void)json_get_u64(tool->options, key, &otherwise);

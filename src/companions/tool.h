@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 
+#include <systemd/sd-event.h>
+
 #include "basic/json.h"
 #include "basic/text.h"
 #include "cli/options.h"
@@ -58,6 +60,13 @@ int tool_main(const Program *program, int argc, char **argv);
  * @o: taken over
  */
 void tool_say(const Tool *tool, json_object *o, const char *fmt, ...) _printf_(3, 4);
+
+/**
+ * tool_signals() - have signals handled in the loop; SIGCHLD is blocked too, as sd_event_add_child(3) wants it
+ * @signals: @n of them
+ * @handler: NULL: they end the loop
+ */
+int tool_signals(sd_event *event, const int *signals, size_t n, sd_event_signal_handler_t handler, void *userdata);
 
 /** tool_number() - the value of an option that is a number, or @otherwise */
 uint64_t tool_number(const Tool *tool, const char *key, uint64_t otherwise);

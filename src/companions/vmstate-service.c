@@ -279,16 +279,8 @@ static int on_resync(sd_event_source *source, uint64_t usec, void *userdata)
 static int watch_signals(Service *s)
 {
 	static const int signals[] = {SIGTERM, SIGINT};
-	sigset_t set;
-	int r = 0;
 
-	sigemptyset(&set);
-	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
-		sigaddset(&set, signals[i]);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	for (size_t i = 0; r >= 0 && i < ARRAY_SIZE(signals); i++)
-		r = sd_event_add_signal(s->event, NULL, signals[i], NULL, NULL);
-	return r;
+	return tool_signals(s->event, signals, ARRAY_SIZE(signals), NULL, NULL);
 }
 
 static int follow(Service *s, Error **err)

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -72,16 +71,6 @@ static int on_exit_event(sd_event_source *source, const siginfo_t *si, void *use
 	return 0;
 }
 
-/* ssh -N has no stream of ours that would end: it must not outlive a keeper that is killed. prctl(2). */
-static int end_with_parent(void *userdata)
-{
-	const pid_t *parent = userdata;
-
-	if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0)
-		return -errno;
-	return getppid() == *parent ? 0 : -EOWNERDEAD;
-}
-
 int child_start(sd_event *event, char *const *argv, const char *ssh_auth_sock, int in, int out,
 		void (*exited)(void *userdata), void *userdata, Child **ret, Error **err)
 {
@@ -91,7 +80,7 @@ int child_start(sd_event *event, char *const *argv, const char *ssh_auth_sock, i
 	size_t n = 0;
 	Child *child;
 	int pair[2], r;
-	pid_t pid, parent = getpid();
+	pid_t pid;
 
 	if (pipe2(pair, O_CLOEXEC) < 0)
 		return error_set(err, -errno, "cannot start %s: %m", argv[0]);
@@ -110,8 +99,7 @@ int child_start(sd_event *event, char *const *argv, const char *ssh_auth_sock, i
 				      .fds = fds,
 				      .n_fds = n,
 				      .setsid = true,
-				      .prepare = in < 0 ? end_with_parent : NULL,
-				      .userdata = &parent },
+				      .bound = in < 0 }, /* ssh -N has no stream of ours that would end */
 			    NULL, err);
 	if (pid < 0)
 		return pid;
