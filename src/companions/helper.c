@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "basic/clock.h"
 #include "basic/fd.h"
 #include "basic/process.h"
 #include "companions/libvirt.h"
@@ -103,7 +104,8 @@ static int spawn(const HelperSpec *spec, int lines, Error **err)
 		.fds = fds,
 		.n_fds = child_fds(spec, lines, fds),
 		.setsid = !spec->foreground,
-		/* libvirt cancels a migration whose virsh has gone, unless it makes it by itself (--p2p): receive knows what to do then. */
+		/* libvirt cancels a migration whose virsh has gone, unless it makes it by itself (--p2p): receive knows
+		   what to do then. */
 		.bound = !spec->outlives,
 	};
 
@@ -205,31 +207,40 @@ char **virsh_words(const char *uri)
 	return words;
 }
 
-static char *read_text(int fd, size_t max)
+/* All that comes until the end of it, or until @deadline. Return: whether that was the end. */
+static bool read_text(int fd, char *text, size_t max, uint64_t deadline)
 {
-	char *text = xcalloc(max + 1, 1);
+	struct pollfd p = {.fd = fd, .events = POLLIN};
 
-	(void)fd_read_all(fd, text, max);
-	return text;
+	for (size_t used = 0; used < max;) {
+		uint64_t now = now_usec();
+		int n = poll(&p, 1, !deadline ? -1 : now < deadline ? (int)((deadline - now) / USEC_PER_MSEC) + 1 : 0);
+		ssize_t got = n > 0 ? read(fd, text + used, max - used) : -1;
+
+		if (n == 0 || (n > 0 && got == 0))
+			return n > 0;
+		used += got > 0 ? (size_t)got : 0;
+	}
+	return true;
 }
 
-int virsh_ask(const char *uri, const char *commands, char **ret, Error **err)
+int virsh_ask(const char *uri, const char *commands, uint64_t usec, char **ret, Error **err)
 {
+	_cleanup_free_ char *text = xcalloc(ANSWER_MAX + 1, 1);
 	_cleanup_strv_ char **words = virsh_words(uri);
-	_cleanup_free_ char *text = NULL;
 	int pipes[2], status = 0;
 	pid_t pid;
 
 	strv_push(&words, xstrdup(commands));
 	if (pipe2(pipes, O_CLOEXEC) < 0)
 		return error_set(err, -errno, "Cannot make a pipe: %m");
-	const SpawnFd fds[] = {{STDIN_FILENO, STDIN_FILENO}, {pipes[1], STDOUT_FILENO}, {STDERR_FILENO, STDERR_FILENO}};
-	const Spawn how = {.argv = words, .env = plain_words, .fds = fds, .n_fds = ARRAY_SIZE(fds)};
+	const SpawnFd fds[] = {{pipes[1], STDOUT_FILENO}, {STDIN_FILENO, STDIN_FILENO}, {STDERR_FILENO, STDERR_FILENO}};
+	const Spawn how = {.argv = words, .env = plain_words, .fds = fds, .n_fds = err ? 3 : 1};
 
 	pid = process_spawn(&how, NULL, err);
 	fd_close(pipes[1]);
-	if (pid >= 0)
-		text = read_text(pipes[0], ANSWER_MAX);
+	if (pid > 0 && !read_text(pipes[0], text, ANSWER_MAX, usec ? now_usec() + usec : 0))
+		(void)kill(pid, SIGKILL);
 	fd_close(pipes[0]);
 	if (pid < 0)
 		return (int)pid;

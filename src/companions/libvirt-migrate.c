@@ -15,16 +15,13 @@
 
 #define END_USEC (2 * USEC_PER_SEC)	  /* for the other ends, after virsh has ended */
 #define CANCEL_USEC (200 * USEC_PER_MSEC) /* until it is tried again */
-#define NAMESPACE "urn:vmferry:domain:1"
 
 typedef struct Migrate {
 	const Tool *tool;
 	sd_event *event;
 	const char *domain, *uri, *desturi; /* as given */
-	char *name;			    /* the domain's */
-	char *here;			    /* names of all on the source, a line each */
-	char *dname;			    /* and the one it gets on the target */
-	char **addresses;
+	char *dname;			    /* the name it gets on the target */
+	Domain known;
 	char **words;		/* of follow and flush: the selection */
 	Destination *from, *to; /* NULL: here */
 	bool hard;		/* libvirt leaves it paused */
@@ -50,11 +47,9 @@ static void migrate_done(Migrate *m)
 	sd_event_unref(m->event);
 	destination_free(m->from);
 	destination_free(m->to);
-	strv_free(m->addresses);
 	strv_free(m->words);
 	json_object_put(m->result);
-	free(m->name);
-	free(m->here);
+	domain_done(&m->known);
 	free(m->dname);
 }
 
@@ -125,112 +120,45 @@ static int command_on(const Destination *host, char *const *words, char ***ret, 
 
 /* ---- what is to be moved ---- */
 
-static const char *const questions[] = {
-	"//*[local-name()=\"address\" and namespace-uri()=\"" NAMESPACE "\"]/text()",
-	"//interface/filterref/parameter[@name=\"IP\" or @name=\"IPV6\"]/@value",
-	"/domain/name/text()",
-};
-
-/* Words that are addresses, in XPath's text or in attributes. */
-static void addresses_in(const char *text, char ***ret)
-{
-	_cleanup_free_ char *copy = xstrdup(text);
-	char *save = NULL;
-
-	for (char *word = strtok_r(copy, " \t\n\"/", &save); word; word = strtok_r(NULL, " \t\n\"/", &save)) {
-		_cleanup_(ct_select_freep)
-		CtSelect *select = NULL;
-
-		if (ct_select_new((char *const[]){word, NULL}, &select, NULL) >= 0 && !strv_contains(*ret, word))
-			strv_push(ret, xstrdup(word));
-	}
-}
-
-static void unescape(char *text)
-{
-	static const struct {
-		const char *entity;
-		char c;
-	} entities[] = {{"&lt;", '<'}, {"&gt;", '>'}, {"&quot;", '"'}, {"&apos;", '\''}, {"&amp;", '&'}};
-	char *to = text;
-
-	while (*text) {
-		size_t i;
-
-		for (i = 0; i < ARRAY_SIZE(entities) && !startswith(text, entities[i].entity); i++)
-			;
-		*to++ = i < ARRAY_SIZE(entities) ? entities[i].c : *text;
-		text += i < ARRAY_SIZE(entities) ? strlen(entities[i].entity) : 1;
-	}
-	*to = '\0';
-}
-
-/* Of ask_virsh(): state, addresses of two kinds, names of all that runs there, and its own: an error of the last one is
- * virsh's. */
-#define ANSWERS 5
-
-/* One virsh for all: the answers are told apart by a mark that is new each time. */
-static int ask_virsh(Migrate *m, char **ret_answers, Error **err)
-{
-	_cleanup_free_ char *domain = virsh_quote(m->domain), *mark = text_random_id(), *script = NULL, *text = NULL;
-	char *at;
-	int r;
-
-	script = xasprintf("domstate %s; echo %s; dumpxml %s --xpath '%s'; echo %s; dumpxml %s --xpath '%s'; echo %s; "
-			   "list --name; echo %s; dumpxml %s --xpath '%s'",
-			   domain, mark, domain, questions[0], mark, domain, questions[1], mark, mark, domain,
-			   questions[2]);
-	r = virsh_ask(m->uri, script, &text, err);
-	if (r < 0)
-		return r;
-	at = text;
-	for (size_t i = 0; i < ANSWERS; i++) {
-		char *end = strstr(at, mark);
-
-		if (!end != (i == ANSWERS - 1))
-			return error_set(err, -EPROTO, "virsh's answer about %s cannot be read", m->domain);
-		ret_answers[i] = strndup(at, end ? (size_t)(end - at) : strlen(at));
-		at = end ? end + strlen(mark) : at;
-	}
-	return 0;
-}
-
-static void ask_agent(Migrate *m)
-{
-	_cleanup_free_ char *domain = virsh_quote(m->domain),
-			    *script = xasprintf("domifaddr %s --source agent", domain), *text = NULL;
-
-	if (virsh_ask(m->uri, script, &text, NULL) >= 0)
-		addresses_in(text, &m->addresses);
-}
-
 static int learn(Migrate *m, Error **err)
 {
-	char *answers[ANSWERS] = {};
+	_cleanup_strv_ char **given = NULL;
 	json_object *list;
-	int r = ask_virsh(m, answers, err);
+	int r;
 
-	if (r >= 0) {
-		m->name = xstrdup(answers[4]);
-		m->name[strcspn(m->name, "\n")] = '\0';
-		unescape(m->name);
-		m->resume &= !startswith(answers[0], "paused");
-		m->here = TAKE_PTR(answers[3]);
-	}
-	if (r >= 0 && json_get_array(m->tool->options, "address", &list))
+	if (json_get_array(m->tool->options, "address", &list))
 		for (size_t i = 0; i < json_object_array_length(list); i++)
-			strv_push(&m->addresses, xstrdup(json_object_get_string(json_object_array_get_idx(list, i))));
-	for (size_t i = 1; r >= 0 && i < 3 && !m->addresses; i++)
-		addresses_in(answers[i], &m->addresses);
-	for (size_t i = 0; i < ARRAY_SIZE(answers); i++)
-		free(answers[i]);
-	if (r >= 0 && !m->addresses && ct_select_empty(m->tool->select))
-		ask_agent(m);
-	if (r < 0 || m->addresses || !ct_select_empty(m->tool->select))
-		return r;
-	error_set(err, -EINVAL, "whose entries? Nothing says which addresses %s has", m->name);
-	error_hint(err, "give --address, or put them into the domain's metadata: see vmferry-libvirt(1)");
-	return -EINVAL;
+			strv_push(&given, xstrdup(json_object_get_string(json_object_array_get_idx(list, i))));
+	r = domain_learn(m->uri, m->domain, given, ct_select_empty(m->tool->select), &m->known, err);
+	m->resume &= !m->known.paused;
+	return r;
+}
+
+static json_object *addresses_json(const Migrate *m)
+{
+	json_object *list = json_object_new_array();
+
+	for (size_t i = 0; m->known.addresses && m->known.addresses[i]; i++)
+		json_object_array_add(list, json_object_new_string(m->known.addresses[i]));
+	return list;
+}
+
+/* Only where the operator has not named them: what a guest says of itself is to be seen. */
+static void say_addresses(const Migrate *m)
+{
+	_cleanup_free_ char *text = xstrdup("");
+
+	if (!strv_length(m->known.addresses) || m->known.source == FROM_OPTION)
+		return;
+	for (size_t i = 0; m->known.addresses[i]; i++) {
+		_cleanup_free_ char *before = text;
+
+		text = xasprintf("%s%s%s", before, i ? ", " : "", m->known.addresses[i]);
+	}
+	tool_say(m->tool,
+		 json_build("event", "s", "addresses", "domain", "s", m->known.name, "addresses", "o",
+			    addresses_json(m), "addresses_from", "s", domain_source_name(m->known.source), NULL),
+		 "%s: addresses %s, from its %s", m->known.name, text, domain_source_name(m->known.source));
 }
 
 /* Words for virsh that change what we do. */
@@ -426,8 +354,8 @@ static char **conntrack_words(const Migrate *m, const char *verb)
 	strv_push(&words, xstrdup("vmferry-conntrack"));
 	strv_push(&words, xstrdup(verb));
 	strv_push(&words, xstrdup("--json"));
-	for (size_t i = 0; m->addresses && m->addresses[i]; i++)
-		strv_add(&words, "--address=%s", m->addresses[i]);
+	for (size_t i = 0; m->known.addresses && m->known.addresses[i]; i++)
+		strv_add(&words, "--address=%s", m->known.addresses[i]);
 	for (size_t i = 0; i < 2; i++) {
 		static const char *const keys[] = {"mark", "zone"};
 		const char *text = tool_text(m->tool, keys[i], NULL);
@@ -466,7 +394,7 @@ static int start_ends(Migrate *m, Error **err)
 {
 	uint64_t bound = tool_number(m->tool, "bound", LIBVIRT_BOUND_MSEC) * USEC_PER_MSEC;
 	_cleanup_json_ json_object *o =
-		transfer_json(m->tool, m->dname ?: m->name, m->addresses, m->hard && m->resume, bound);
+		transfer_json(m->tool, m->dname ?: m->known.name, m->known.addresses, m->hard && m->resume, bound);
 	_cleanup_fd_ int in = -1, out = -1;
 	_cleanup_free_ char *line = xasprintf("%s\n", json_text(o));
 	int pipes[2], r;
@@ -521,48 +449,31 @@ static int watch_signals(Migrate *m)
 /* Whoever was to resume it has not: never leave it paused. */
 static int resume_from_here(Migrate *m, Error **err)
 {
-	_cleanup_free_ char *name = virsh_quote(m->dname ?: m->name), *script = xasprintf("resume %s", name),
+	_cleanup_free_ char *name = virsh_quote(m->dname ?: m->known.name), *script = xasprintf("resume %s", name),
 			    *text = NULL;
 	int r;
 
 	if (!m->hard || !m->resume || m->running || m->status != 0)
 		return 0;
 	warn("the target's end did not resume it: ", "resumed from here");
-	r = virsh_ask(m->desturi, script, &text, err);
+	r = virsh_ask(m->desturi, script, 0, &text, err);
 	if (r < 0)
 		error_hint(err, "it is paused on the target: virsh resume there");
 	return r;
 }
 
-/* Connections with guests that are still here are theirs, too: the firewall here goes on seeing them. */
-static void spare_others(Migrate *m, char ***words)
-{
-	_cleanup_free_ char *script = xstrdup(""), *text = NULL;
-	_cleanup_strv_ char **addresses = NULL;
-	char *save = NULL;
-
-	for (char *name = strtok_r(m->here, "\n", &save); name; name = strtok_r(NULL, "\n", &save)) {
-		_cleanup_free_ char *word = virsh_quote(name), *before = script;
-
-		script = streq(name, m->name) ? xstrdup(before)
-					      : xasprintf("%sdumpxml %s --xpath '%s'; dumpxml %s --xpath '%s'; ",
-							  before, word, questions[0], word, questions[1]);
-	}
-	if (*script && virsh_ask(m->uri, script, &text, NULL) >= 0)
-		addresses_in(text, &addresses);
-	for (size_t i = 0; addresses && addresses[i]; i++)
-		strv_add(words, "--spare=%s", addresses[i]);
-}
-
 static void flush_source(Migrate *m)
 {
-	_cleanup_strv_ char **words = conntrack_words(m, "flush"), **argv = NULL;
+	_cleanup_strv_ char **words = conntrack_words(m, "flush"), **argv = NULL,
+			    **spare = domain_neighbours(m->uri, &m->known);
 	_cleanup_error_ Error *err = NULL;
 	const SpawnFd fds[] = {{STDERR_FILENO, STDERR_FILENO}};
 	int status = 0;
 	pid_t pid;
 
-	spare_others(m, &words);
+	/* Connections with guests that are still here are theirs, too: the firewall here goes on seeing them. */
+	for (size_t i = 0; spare && spare[i]; i++)
+		strv_add(&words, "--spare=%s", spare[i]);
 	if (command_on(m->from, words, &argv, &err) < 0)
 		return;
 	pid = process_spawn(&(Spawn){.argv = argv, .fds = fds, .n_fds = ARRAY_SIZE(fds)}, NULL, &err);
@@ -583,11 +494,12 @@ static int report(const Migrate *m)
 	(void)json_get_u64(m->result, "applied", &applied);
 	(void)json_get_u64(m->result, "held_usec", &held);
 	tool_say(m->tool,
-		 json_build("event", "s", "migrated", "domain", "s", m->name, "connections", "s", event, "applied", "u",
-			    applied, "gate", "s", gate, "held_usec", "u", held, "wall_usec", "u", wall, "detail", "o",
-			    json_object_get(m->result), NULL),
-		 "%s: migrated with %" PRIu64 " connections%s, held for %" PRIu64 ".%" PRIu64 " ms", m->name, applied,
-		 streq(event, "done") ? "" : " (not all that changed last)", held / 1000, held / 100 % 10);
+		 json_build("event", "s", "migrated", "domain", "s", m->known.name, "connections", "s", event,
+			    "applied", "u", applied, "gate", "s", gate, "held_usec", "u", held, "wall_usec", "u", wall,
+			    "addresses", "o", addresses_json(m), "addresses_from", "s",
+			    domain_source_name(m->known.source), "detail", "o", json_object_get(m->result), NULL),
+		 "%s: migrated with %" PRIu64 " connections%s, held for %" PRIu64 ".%" PRIu64 " ms", m->known.name,
+		 applied, streq(event, "done") ? "" : " (not all that changed last)", held / 1000, held / 100 % 10);
 	return 0;
 }
 
@@ -618,6 +530,8 @@ int libvirt_migrate(const Tool *tool, Error **err)
 		r = find_host(tool, "to", m.desturi, &m.to, err);
 	if (r >= 0)
 		r = learn(&m, err);
+	if (r >= 0)
+		say_addresses(&m);
 	if (r >= 0)
 		r = move(&m, err);
 	if (r >= 0)

@@ -43,11 +43,54 @@ char **virsh_words(const char *uri);
 /**
  * virsh_ask() - run virsh's commands and return what they print
  * @commands: one command line, several separated by ";"
+ * @usec: it is ended then; 0: never
  * @ret: all of standard output, at most 4 MiB
+ * @err: NULL: what it says is of no interest; else that goes to our own standard error
  *
  * Return: 0, or negative errno with @err set to what virsh says.
  */
-int virsh_ask(const char *uri, const char *commands, char **ret, Error **err);
+int virsh_ask(const char *uri, const char *commands, uint64_t usec, char **ret, Error **err);
+
+/* ---- the domain on the source, libvirt-domain.c ---- */
+
+/* Where addresses may come from; the first that names one is believed. */
+typedef enum DomainSource {
+	FROM_OPTION,
+	FROM_METADATA, /* the operator's word */
+	FROM_FILTER,   /* what the host lets it use */
+	FROM_LEASE,    /* what libvirt's DHCP server gave to its MAC addresses */
+	FROM_AGENT,    /* what the guest says of itself, on interfaces with its MAC addresses */
+	_FROM_MAX
+} DomainSource;
+
+const char *domain_source_name(DomainSource source);
+
+/**
+ * struct Domain - what is known of it before it moves
+ * @others: names of all that run there, a line each
+ */
+typedef struct Domain {
+	char *name;
+	bool paused;
+	char *others;
+	char **macs;
+	char **addresses;
+	DomainSource source;
+} Domain;
+
+/**
+ * domain_learn() - ask virsh
+ * @name: name, number or UUID
+ * @given: the operator's addresses
+ * @needed: addresses are; without them it may have none
+ *
+ * Return: 0, or negative errno with @err set; domain_done() it in any case.
+ */
+int domain_learn(const char *uri, const char *name, char *const *given, bool needed, Domain *ret, Error **err);
+void domain_done(Domain *domain);
+
+/** domain_neighbours() - addresses of the other domains there, as far as they are known without asking a guest. strv_free() it */
+char **domain_neighbours(const char *uri, const Domain *domain);
 
 /* ---- helper processes that say lines ---- */
 

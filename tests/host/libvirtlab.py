@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A libvirtd of a test host's own: private /run, /etc, /var of libvirt, a host name and a host uuid, and domains on it."""
 
+import json
 import pathlib
 import time
 import uuid
@@ -49,17 +50,19 @@ DOMAIN = """<domain type='{type}'>
   <devices>
     <emulator>{emulator}</emulator>
     <controller type='usb' model='none'/>
-    <interface type='bridge'>
+    <interface type='network'>
       <mac address='{mac}'/>
-      <source bridge='br0'/>
+      <source network='lan'/>
       <model type='virtio'/>
       <rom enabled='no'/>
     </interface>
     <serial type='file'><source path='{console}'/></serial>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
     <memballoon model='none'/>
   </devices>
 </domain>
 """
+NETWORK = "<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>"
 METADATA = "<v:vm xmlns:v='urn:vmferry:domain:1'>%s</v:vm>"
 HOOK = """#!/bin/sh
 echo "$@" >>{log}
@@ -116,6 +119,7 @@ class Libvirt:
         end = time.monotonic() + LIMIT
         while self.virsh("list", check=False).returncode != 0:
             assert self.daemon.poll() is None and time.monotonic() < end, (self.dir / "stderr").read_text()
+        self.virsh("net-create", "/dev/stdin", input=NETWORK)
 
     def write_files(self):
         d = self.dir
@@ -146,6 +150,18 @@ class Libvirt:
         self.virsh("create", xml)
         wait_file(console, "READY")
         self.host.bed.flush_switch()
+
+    def know(self, *addresses, name="web1"):
+        """What the domain's metadata says of its addresses."""
+        words = ("--set", f"<vm>{''.join(f'<address>{a}</address>' for a in addresses)}</vm>") if addresses else ("--remove",)
+        self.virsh("metadata", name, "urn:vmferry:domain:1", "--key", "vmferry", "--live", *words)
+
+    def lease(self, *addresses, guest=None):
+        """What libvirt's DHCP server says it gave to a guest, in the file that its helper for dnsmasq writes."""
+        path = self.dir / "var/lib/libvirt/dnsmasq/br0.status"
+        path.parent.mkdir(exist_ok=True)
+        entries = [{"ip-address": a, "mac-address": (guest or Guest()).mac, "expiry-time": int(time.time()) + 3600} for a in addresses]
+        path.write_text(json.dumps(entries))
 
     def state(self, name="web1"):
         """domstate's word, or None where there is no such domain."""

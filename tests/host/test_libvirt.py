@@ -102,12 +102,29 @@ def streams(pair):
         yield probe
 
 
-@pytest.mark.parametrize("options", [[], ["--p2p"], ["--p2p", "--tunnelled"]], ids=["direct", "p2p", "tunnelled"])
-def test_connections_survive(pair, streams, options):
+@contextlib.contextmanager
+def known_from(where, source, target):
+    """Only libvirt's DHCP server, or only the guest's agent, knows the addresses. The guest's own: more than these two, see tests/guest/init."""
+    if where != "option":
+        source.know()
+    source.lease(*([GUEST.ip4, GUEST.ip6, "169.254.7.7"] if where == "lease" else []))
+    try:
+        yield
+    finally:
+        source.lease()
+        if where != "option":
+            (target if target.state() else source).know(GUEST.ip4, GUEST.ip6)
+
+
+@pytest.mark.parametrize("options, where", [([], "option"), (["--p2p"], "lease"), (["--p2p", "--tunnelled"], "agent")],
+                         ids=["direct", "p2p-lease", "tunnelled-agent"])
+def test_connections_survive(pair, streams, options, where):
     source, target = pair.ends()
-    said = pair.move(*options)
+    with known_from(where, source, target):
+        said = pair.move(*options, **({} if where == "option" else {"ours": ()}))
     streams.assert_alive()
     assert said["connections"] == "done" and said["gate"] == "complete" and said["applied"] >= 52, said
+    assert said["addresses"] == [GUEST.ip4, GUEST.ip6] and said["addresses_from"] == where
     assert len(pair.entries(target)) >= 51 and pair.entries(source) == []
     pair.nothing_left(source, target)
 
