@@ -53,6 +53,7 @@ DOMAIN = """<domain type='{type}'>
     <interface type='network'>
       <mac address='{mac}'/>
       <source network='lan'/>
+      {filter}
       <model type='virtio'/>
       <rom enabled='no'/>
     </interface>
@@ -93,13 +94,14 @@ while os.wait()[0] != child:
 """
 
 
-def domain_xml(name, guest, memory=128, addresses=(), console="/dev/null"):
-    """@addresses: what its metadata says"""
+def domain_xml(name, guest, memory=128, addresses=(), console="/dev/null", filtered=()):
+    """@addresses: what its metadata says, @filtered: what its network filter says"""
+    parameters = "".join(f"<parameter name='IP' value='{a}'/>" for a in filtered)
     given = "".join(f"<v:address>{a}</v:address>" for a in addresses)
     return DOMAIN.format(
         type="kvm" if ACCEL == "kvm" else "qemu", name=name, memory=memory, kernel=guest.kernel, initrd=guest.initrd, append=guest.append,
         emulator=qemu(), mac=guest.mac, console=console, cpu="<cpu mode='host-passthrough'/>" if ACCEL == "kvm" else "",
-        metadata=METADATA % given if given else "")
+        metadata=METADATA % given if given else "", filter=f"<filterref filter='any'>{parameters}</filterref>" if filtered else "")
 
 
 class Libvirt:
@@ -120,6 +122,7 @@ class Libvirt:
         while self.virsh("list", check=False).returncode != 0:
             assert self.daemon.poll() is None and time.monotonic() < end, (self.dir / "stderr").read_text()
         self.virsh("net-create", "/dev/stdin", input=NETWORK)
+        self.virsh("nwfilter-define", "/dev/stdin", input="<filter name='any'/>")
 
     def write_files(self):
         d = self.dir

@@ -226,21 +226,24 @@ def test_gate_of_the_hook(pair, in_time):
 
 
 def test_neighbours_connections_stay(pair):
-    """With a guest that stays behind: its host's firewall goes on seeing them. What that one's address is, its metadata says."""
+    """With a guest that stays behind: its host's firewall goes on seeing them. What that one's addresses are, its metadata, its filter and
+    DHCP say."""
     source, target = pair.ends()
-    spare, gone = "10.0.0.66", "10.0.0.67"
+    spare, gone = {4001: "10.0.0.66", 4002: "10.0.0.67", 4003: "10.0.0.68"}, {4004: "10.0.0.69"}
     other = source.host.bed.dir / "other.xml"
-    other.write_text(domain_xml("other", Guest(66), addresses=[spare]))
+    other.write_text(domain_xml("other", Guest(66), addresses=[spare[4001]], filtered=[spare[4002]]))
+    source.lease(spare[4003], guest=Guest(66))
     source.virsh("create", other, "--paused")
     try:
-        for port, address in ((4001, spare), (4002, gone)):
+        for port, address in (spare | gone).items():
             source.host.run("conntrack", "-I", "-p", "tcp", "-s", GUEST.ip4, "-d", address, "--sport", port, "--dport", "80", "--state",
                             "ESTABLISHED", "-t", "600", "-u", "ASSURED,SEEN_REPLY")
-        assert pair.move()["applied"] >= 2
+        assert pair.move()["applied"] >= 4
         left = "".join(source.host.conntrack("-s", GUEST.ip4))
-        assert "sport=4001" in left and "sport=4002" not in left
+        assert all(f"sport={port}" in left for port in spare) and not any(f"sport={port}" in left for port in gone), left
     finally:
         source.virsh("destroy", "other")
+        source.lease()
 
 
 def test_suspend_is_the_users(pair, streams):
