@@ -111,6 +111,7 @@ UPGRADE_SEEDS = [
     Seed("cont is not tried again", [("U_RESUMING", "CONT_ERROR", "", "U_REAP", [])]),
     Seed("the end before the old one is gone", [("U_RESUMING", "CONT_OK", "ANNOUNCE", "S_IDLE", ["END"])]),
     Seed("a guest that shuts down while no keeper is there is not seen", frame="UNSEEN_OFF"),
+    Seed("who had the guest dies before it is asked, and nobody looks for the other one", frame="UNASKED"),
 ]
 
 

@@ -53,6 +53,7 @@ byte FAULTS, ATTEMPTS, PAUSED, SEED;
 bool cancelled, waits; /* a cancel was asked for; its asker waits for the answer */
 bool loaded;	       /* the new one has said so */
 bool changed;	       /* the new one is the VM's QEMU */
+bool asking;	       /* one was found and is asked how the guest is */
 bool unreached;	       /* the new one was found, and did not answer */
 bool shutoff;	       /* the guest has shut down, as far as the keeper knows */
 bool dead[2];	       /* a QEMU's end is still to be noticed */
@@ -185,6 +186,7 @@ inline keeper_dies()
 	waits = 0; /* its connection ends: that is an answer */
 	loaded = 0;
 	changed = 0;
+	asking = 0;
 	unreached = 0;
 	shutoff = 0;
 	dead[OLD] = 0;
@@ -215,40 +217,45 @@ inline qemu_goes(q)
 	dead[q] = up[h]
 }
 
-/* upgrade_adopt() and upgrade_recover(): there is a note, and a QEMU. A dying one may be found, or nobody any more. */
-inline goes_on_with_upgrade()
-{
-	changed = record == NEW && qemu[OLD] == Q_NONE;
-	loaded = record == NEW;
-	unreached = record == NEW && !changed && qemu[NEW] == Q_DYING;
-	qemu[NEW] = (record == OLD && qemu[NEW] != Q_NONE -> Q_DYING : qemu[NEW]);
-	urgent[h] = EV_RESTART;
-	if
-	:: qemu[mine] == Q_NONE -> state[h] = S_CANCEL /* nobody has the guest any more */
-	:: else -> state[h] = (record == OLD -> U_BACK : (changed -> U_RESUME : U_KILL))
-	fi;
-	shutoff = qemu[mine] == Q_OFF && !SEED_UNSEEN_OFF;
-	qemu[mine] = (shutoff -> Q_DYING : qemu[mine])
-}
-
-/* machine_adopt(): who the record names, else who is there. The other one has no business here. */
-inline goes_on_without_note()
-{
-	changed = (qemu[record] == Q_NONE -> 1 - record : record);
-	qemu[other] = (qemu[other] == Q_NONE -> Q_NONE : Q_DYING);
-	shutoff = qemu[mine] == Q_OFF;
-	qemu[mine] = (shutoff -> Q_DYING : qemu[mine])
-}
-
+/*
+ * machine_adopt(): with a note, the old one has the guest unless only the new one is there and named by the record; without, who the
+ * record names, else who is there. Who has no business here is killed, who has the guest is asked. A dying one may be found, or
+ * nobody any more.
+ */
 inline keeper_begins()
 {
 	up[h] = 1;
+	dead[OLD] = 0;
+	dead[NEW] = 0;
 	if
-	:: note && (alive(OLD) || alive(NEW)) -> goes_on_with_upgrade()
-	:: !note && (alive(OLD) || alive(NEW)) -> goes_on_without_note()
-	:: else ->
-		note = 0;
-		record = OLD
+	:: note ->
+		changed = record == NEW && qemu[OLD] == Q_NONE && qemu[NEW] != Q_NONE;
+		qemu[NEW] = (record == OLD && qemu[NEW] != Q_NONE -> Q_DYING : qemu[NEW])
+	:: !note ->
+		changed = (qemu[record] == Q_NONE -> 1 - record : record);
+		qemu[other] = (qemu[other] == Q_NONE -> Q_NONE : Q_DYING)
+	fi;
+	asking = 1;
+	if
+	:: qemu[mine] == Q_NONE -> keeper_knows()
+	:: else
+	fi
+}
+
+/* upgrade_recover(): it has said how the guest is, or there is nobody to ask. */
+inline keeper_knows()
+{
+	asking = 0;
+	shutoff = qemu[mine] == Q_OFF && !(note && SEED_UNSEEN_OFF);
+	qemu[mine] = (shutoff -> Q_DYING : qemu[mine]);
+	if
+	:: note ->
+		loaded = record == NEW;
+		unreached = record == NEW && !changed && qemu[NEW] == Q_DYING;
+		urgent[h] = EV_RESTART;
+		state[h] = (record == OLD -> U_BACK : (changed -> U_RESUME : U_KILL))
+	:: !note && qemu[mine] == Q_NONE -> record = OLD
+	:: else
 	fi
 }
 
@@ -289,11 +296,14 @@ end:
 		/* the end of a QEMU */
 		:: qemu[OLD] == Q_DYING -> d_step { qemu_goes(OLD) }
 		:: qemu[NEW] == Q_DYING -> d_step { qemu_goes(NEW) }
+		:: ready(h) && asking && (alive(mine) || dead[mine]) -> d_step { keeper_knows() }
 		:: ready(h) && dead[mine] ->
 			dead[mine] = 0;
 			if
 			:: busy -> e = EV_QEMU_DEAD
+			:: asking && !SEED_UNASKED -> d_step { keeper_begins() }
 			:: else -> /* the VM is off, the runtime directory goes */
+				asking = 0;
 				note = 0;
 				record = OLD
 			fi
@@ -343,7 +353,7 @@ end:
 			e = (busy -> EV_GUEST_OFF : NO_EVENT);
 			qemu[mine] = (!busy || !committed(state[h]) -> Q_DYING : qemu[mine])
 		/* people */
-		:: ready(h) && !busy && attempts < ATTEMPTS && !note && has(mine) && !sent_cont[mine] &&
+		:: ready(h) && !busy && !asking && attempts < ATTEMPTS && !note && has(mine) && !sent_cont[mine] &&
 			(qemu[mine] == Q_RUNS || PAUSED) && qemu[other] != Q_DYING ->
 			d_step {
 				attempts++;
@@ -368,7 +378,7 @@ end:
 			cancelled = 1;
 			e = EV_CANCEL
 		/* vmferry resume, after the new one has refused with nothing in its way */
-		:: ready(h) && !busy && refused && qemu[NEW] == Q_LOADED ->
+		:: ready(h) && !busy && !asking && refused && qemu[NEW] == Q_LOADED ->
 			refused = 0;
 			d_step { goes_on(NEW) }
 		/* faults */
@@ -475,7 +485,7 @@ active proctype clock()
 		fi
 	od;
 	must(!waits, "at the end: a cancel is not answered\n");
-	must(up[0] && !busy && !note && !dead[OLD] && !dead[NEW], "at the end: something is left over\n");
+	must(up[0] && !busy && !asking && !note && !dead[OLD] && !dead[NEW], "at the end: something is left over\n");
 	must(qemu[other] == Q_NONE, "at the end: two QEMUs\n");
 	must(excused && qemu[mine] == Q_NONE || PAUSED && has(mine) || runs(mine), "at the end: none runs\n")
 }

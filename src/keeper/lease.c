@@ -156,6 +156,8 @@ void keeper_lease_adopt(Keeper *k)
 	Error *err = NULL;
 	int r;
 
+	forget(k);
+	error_free(TAKE_PTR(k->lease_error));
 	if (k->def->lease == LEASE_NONE)
 		return;
 	r = open_lease(k, k->def, false, &k->lease, &err);

@@ -96,6 +96,7 @@ static void gone(Keeper *k)
 	stats_forget(k->stats);
 	k->console = console_free(k->console);
 	qemu_process_free(TAKE_PTR(k->qemu));
+	move_fact(k->move, MOVE_FACT_ALIVE, false);
 	if (dir_remove(dir) < 0)
 		log_warning("cannot remove %s", dir);
 }
@@ -158,7 +159,6 @@ static int on_qemu_exit(sd_event_source *source, int fd, uint32_t revents, void 
 	if (!asked)
 		keeper_lease_explain(k);
 	gone(k);
-	move_fact(k->move, MOVE_FACT_ALIVE, false);
 	if (move_active(k->move)) {
 		_cleanup_error_ Error *err = NULL;
 
@@ -573,26 +573,54 @@ static int adopt_any(Keeper *k, Error **err)
 	return r;
 }
 
-int machine_adopt(Keeper *k, Error **err)
+static int find(Keeper *k, Error **err)
 {
-	_cleanup_free_ char *definition = NULL;
 	int r = upgrade_adopt(k, err);
 
 	if (r == 0)
 		r = machine_adopt_generation(k, k->generation, &k->qemu, err);
 	if (r == 0 && !k->move->up)
 		r = adopt_any(k, err);
-	if (r <= 0)
-		return r;
+	return r;
+}
+
+static int reach(Keeper *k, Error **err)
+{
+	_cleanup_free_ char *definition = runtime_path(k->name, "definition");
+	int r;
+
 	log_info("found QEMU alive: process %d", (int)k->qemu->pid);
 	sweep_generations(k);
-	definition = runtime_path(k->name, "definition");
+	vm_definition_free(TAKE_PTR(k->def));
 	r = vm_definition_load(k->name, definition, &k->def, err);
 	if (r < 0)
 		return r;
 	k->state = VM_PAUSED; /* not known yet; move_recover() asks */
 	k->reason = "keeper restarted";
 	keeper_lease_adopt(k);
-	r = connect_qmp(k, err);
-	return r < 0 ? r : 1;
+	return connect_qmp(k, err);
+}
+
+static bool ended(const QemuProcess *qemu)
+{
+	struct pollfd p = {.fd = qemu->pidfd, .events = POLLIN};
+
+	return poll(&p, 1, 0) > 0;
+}
+
+/* One that ends meanwhile was not there: another may have the guest. */
+int machine_adopt(Keeper *k, Error **err)
+{
+	int r;
+
+	while ((r = find(k, err)) > 0) {
+		r = reach(k, err);
+		if (r >= 0)
+			return 1;
+		if (!ended(k->qemu))
+			return r;
+		error_free(TAKE_PTR(*err));
+		gone(k);
+	}
+	return r;
 }

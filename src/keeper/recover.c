@@ -157,29 +157,41 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 void move_recover(Keeper *k, bool qemu)
 {
 	Move *m = k->move;
-	bool target = false, resumed = false;
+	bool target = false, resumed = false, moving;
 
 	k->recovering = qemu;
 	if (qemu) {
 		machine_qmp(k, "query-status", NULL, on_status, k);
 		return;
 	}
-	if (load_move(m, &target, &resumed) && target)
+	moving = load_move(m, &target, &resumed);
+	if (m->up)
+		upgrade_recover(m, "");
+	else if (moving && target)
 		recover_target(m, "");
 	else
 		recover_source(m, journal_last(k->journal));
 }
 
-/* A migration has to be brought to its end without a guest, too. */
+/* A migration has to be brought to its end without a guest, too; and of an upgrade the other QEMU may have it. */
 bool move_recover_dead(Keeper *k)
 {
 	JournalKind last = journal_last(k->journal)->kind;
+	_cleanup_error_ Error *err = NULL;
+	int r;
 
-	if (!k->recovering || k->move->up || (last != JOURNAL_COMMIT && last != JOURNAL_GONE && !move_noted(k)))
+	if (!k->recovering || (last != JOURNAL_COMMIT && last != JOURNAL_GONE && !move_noted(k)))
 		return false;
 	log_warning("QEMU died before it said how the guest is");
-	keeper_say_ready(k, NULL);
-	move_recover(k, false);
+	r = machine_adopt(k, &err);
+	if (r < 0) {
+		log_error("%s", err->message);
+		k->leaving = true;
+		return sd_event_exit(k->event, r) >= 0;
+	}
+	if (r == 0)
+		keeper_say_ready(k, NULL);
+	move_recover(k, r > 0);
 	return true;
 }
 

@@ -143,12 +143,15 @@ int upgrade_adopt(Keeper *k, Error **err)
 	bool committed;
 	int r;
 
+	m->up = upgrade_free(m->up);
 	*up = (Upgrade){.m = m, .serial_fd = -1, .stream = {-1, -1}};
 	if (!load_note(m, up)) {
 		upgrade_free(up);
 		return 0;
 	}
 	m->up = up;
+	up->from_binary = xstrdup("");
+	up->to_binary = xstrdup("");
 	r = adopt_both(k, up, &old, &fresh, err);
 	if (r < 0)
 		return r;
@@ -186,8 +189,6 @@ void upgrade_recover(Move *m, const char *run_state)
 	bool committed = k->generation == up->fresh;
 	Error *err = NULL;
 
-	up->from_binary = xstrdup("");
-	up->to_binary = xstrdup(k->def->binary);
 	move_fact(m, MOVE_FACT_OTHER, up->other && !up->other_killed);
 	move_fact(m, MOVE_FACT_LOAD_DONE, committed);
 	if (committed && up->other && reach_new(up) < 0) {
@@ -196,14 +197,15 @@ void upgrade_recover(Move *m, const char *run_state)
 	}
 	if (k->state == VM_SHUTOFF)
 		log_info("the guest has shut down");
+	else if (!k->qemu)
+		error_set(&err, -EPIPE, "the QEMU that had the guest ended while no keeper was there");
 	else if (streq(run_state, "running") || m->was_running)
 		keeper_keep_state(k, VM_RUNNING, "unpaused");
 	else
 		keeper_keep_state(k, VM_PAUSED, "stopped by QEMU");
-	if (!committed) {
+	if (!committed && !err)
 		error_set(&err, -EINTR, "the keeper was restarted during the upgrade");
-		move_error(m, err);
-	}
+	move_error(m, err);
 	move_begin_at(m,
 		      !committed	 ? MOVE_U_BACK
 		      : up->changed_over ? MOVE_U_RESUME

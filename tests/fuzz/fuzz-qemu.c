@@ -28,10 +28,13 @@ static char *place;
 static int dies = -1; /* what is written here ends the "process" */
 static int ends;      /* its pidfd, as far as anybody can tell */
 
-int __wrap_qemu_process_adopt(const char *dir, unsigned int generation, QemuProcess **ret, _unused_ Error **err)
+int __wrap_qemu_process_adopt(const char *dir, unsigned int generation, QemuProcess **ret, Error **err)
 {
-	QemuProcess *p = xcalloc(1, sizeof(*p));
+	QemuProcess *p;
 
+	if (access(dir, F_OK) < 0)
+		return error_set(err, -ENOENT, "%s is gone", dir);
+	p = xcalloc(1, sizeof(*p));
 	*p = (QemuProcess){.pid = 1, .pidfd = ends, .generation = generation, .dir = xstrdup(dir)};
 	*ret = p;
 	return 0;
@@ -180,7 +183,7 @@ static void begin(Keeper *k, Qemu *q, unsigned int what)
 			   "{\"id\": \"" ID "\", \"target\": false, \"running\": true, \"destination\": \"exec:x\"}");
 	k->move = move_new(k);
 	k->stats = stats_new(k);
-	if (machine_adopt(k, NULL) <= 0)
+	if (machine_adopt(k, &(Error *){NULL}) <= 0)
 		abort();
 	q->fd = accept4(q->listening, NULL, NULL, SOCK_CLOEXEC);
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A newer, or older, QEMU under a running guest: it keeps its memory, its connections and its console, whatever goes wrong."""
 
+import contextlib
 import json
 import os
 import select
@@ -12,7 +13,7 @@ import time
 
 import pytest
 from faults import Injector, shut_down_unheard
-from netns import command
+from netns import command, kill
 from testbed import LIMIT, Guest, Testbed, build_option, qemu, section, wait_file
 
 OLD = "/usr/bin/qemu-system-x86_64"
@@ -596,6 +597,44 @@ def strike(home, point, binary, *options):
         assert after["pid"] != before["pid"]
     if done.returncode == 0 and not options:
         assert after["qemu_version"] != before["qemu_version"]
+    home.unharmed()
+
+
+UNASKED = [f"{action}:{victims}" for action in ("START_UPGRADE:after", "COMMIT_NEW:before", "COMMIT_NEW:after") for victims in ("old", "new", "old new")]
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+@pytest.mark.parametrize("point", [p if p in ("COMMIT_NEW:after:old", "COMMIT_NEW:after:new") else pytest.param(p, marks=pytest.mark.long) for p in UNASKED])
+def test_qemu_dies_while_its_keeper_returns(bed, home, point):
+    """The next keeper has found both, and one dies before it is asked how the guest is: as if only the other had been there."""
+    action, when, victims = point.split(":")
+    host, log = bed.a, bed.a.state / "web1" / "log"
+    old = home.status()["pid"]
+    injector = Injector([host])
+
+    def strike():
+        pids, found = qemus(host, "web1"), log.read_text().count("found QEMU alive")
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(keeper(host, "web1"), signal.SIGKILL)
+        wait_until(lambda: log.read_text().count("found QEMU alive") > found)
+        kill([pid for pid in pids if ("old" if pid == old else "new") in victims])
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    injector.plan = {(host, action, when): strike}
+    home.probe.mark()
+    try:
+        host.vmferry("upgrade", "web1", "--binary", home.other(), check=False)
+        assert injector.wait(lambda: injector.struck)
+    finally:
+        injector.close()
+    if victims == "old new" or victims == "old" and point != "COMMIT_NEW:after:old":
+        home.boot_again()
+        return
+    wait_until(lambda: (home.status() or {}).get("state") == "running" and not home.status().get("migration"))
+    assert (home.status()["pid"] == old) == (victims == "new")
     home.unharmed()
 
 
