@@ -129,6 +129,15 @@ static int check_proved(const VmDefinition *def, const PrepareCookie *p, Error *
 	return 0;
 }
 
+/* Only a moment's look: it is taken when QEMU starts. */
+static int check_port(Keeper *k, const VmDefinition *def, Error **err)
+{
+	int fd, r = viewers_listen(k, def, &fd, err);
+
+	fd_close(fd);
+	return r;
+}
+
 static int check_definition(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Error **err)
 {
 	Keeper *k = c->keeper;
@@ -158,6 +167,8 @@ static int check_definition(PeerConnection *c, const PrepareCookie *p, VmDefinit
 		r = host_check_resources(k->conf, def, err);
 	if (r >= 0)
 		r = check_proved(def, p, err);
+	if (r >= 0)
+		r = check_port(k, def, err);
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(def);

@@ -80,7 +80,8 @@ int keeper_save_state(Keeper *k)
 	_cleanup_free_ char *path = runtime_path(k->name, "state");
 	_cleanup_json_ json_object *o =
 		json_build("state", "s", state_names[k->state], "reason", "s", k->reason, "since", "u", k->since,
-			   "generation", "u", (uint64_t)k->generation, "arrived", "b", (int)k->arrived, NULL);
+			   "generation", "u", (uint64_t)k->generation, "arrived", "b", (int)k->arrived,
+			   "graphics_port", "u", (uint64_t)k->viewers_port, NULL);
 	const char *text = json_text(o);
 
 	return file_write(path, text, strlen(text), 0600, false);
@@ -364,11 +365,13 @@ static bool load_state(Keeper *k)
 	_cleanup_free_ char *path = runtime_path(k->name, "state"), *text = NULL;
 	_cleanup_json_ json_object *o = NULL;
 	const char *state, *reason;
-	uint64_t generation;
+	uint64_t generation, port;
 	size_t len;
 
 	if (file_read(path, 4096, &text, &len) < 0 || !(o = json_parse(text, len)))
 		return false;
+	if (json_get_u64(o, "graphics_port", &port) && port <= UINT16_MAX)
+		k->viewers_port = (unsigned int)port;
 	if (json_get_u64(o, "generation", &generation))
 		k->generation = (unsigned int)generation;
 	(void)json_get_bool(o, "arrived", &k->arrived);
@@ -529,6 +532,7 @@ static void keeper_free(Keeper *k)
 	peer_close(k);
 	k->move = move_free(k->move);
 	k->console = console_free(k->console);
+	viewers_close(k);
 	k->qmp = k->qmp ? qmp_free(k->qmp) : NULL;
 	keeper_lease_forget(k);
 	error_free(k->lease_error);
@@ -552,7 +556,7 @@ static void keeper_free(Keeper *k)
 int keeper_run(const char *name, unsigned int flags, int ready_fd)
 {
 	_cleanup_(keeper_free)
-	Keeper k = {.ready_fd = ready_fd, .lock_fd = -1, .control_fd = -1, .peer_fd = -1};
+	Keeper k = {.ready_fd = ready_fd, .lock_fd = -1, .control_fd = -1, .peer_fd = -1, .viewers_fd = -1};
 	_cleanup_error_ Error *err = NULL;
 	_cleanup_free_ char *dir = NULL;
 	int r;

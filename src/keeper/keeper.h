@@ -158,6 +158,12 @@ struct Keeper {
 	Waiter *waiters;
 	Console *console;
 
+	/* viewers.c */
+	int viewers_fd; /* listens for the clients of the graphics */
+	sd_event_source *viewers_io;
+	unsigned int viewers_port; /* where it does, or did for the keeper before us; 0: nowhere yet */
+	bool viewer_pending; /* one is on its way to QEMU */
+
 	Move *move; /* never NULL */
 	Stats *stats;
 	json_object *last_result;
@@ -295,6 +301,24 @@ int console_open(Keeper *k, Error **err);
 /** console_switch() - go on with another QEMU's serial socket (taken over, -1: none); who looks on stays */
 void console_switch(Keeper *k, int guest_fd);
 Console *console_free(Console *console);
+
+/* ---- viewers.c ---- */
+/**
+ * viewers_listen() - a place for clients of @def's graphics: its port, or the one we had last, or the first free one
+ * @ret: -1: there is nothing to do, for there are no graphics, or the listener we have serves @def as well
+ *
+ * Return: 0, or negative errno with @err and hint set (-EADDRINUSE: it is taken).
+ */
+int viewers_listen(const Keeper *k, const VmDefinition *def, int *ret, Error **err);
+/** viewers_open() - go on with this listener, which is taken over; -1: with the one there is */
+void viewers_open(Keeper *k, int fd);
+/** viewers_start() - both, for k->def. Return: as viewers_listen() */
+int viewers_start(Keeper *k, Error **err);
+/** viewers_look() - something changed: is there a QEMU now that clients can be handed to? */
+void viewers_look(Keeper *k);
+void viewers_close(Keeper *k);
+/** viewers_json() - for people: {type, listen, port or tls_port}; k->def has graphics */
+json_object *viewers_json(const Keeper *k);
 
 /* ---- peer.c ---- */
 int peer_open(Keeper *k, Error **err);

@@ -94,6 +94,7 @@ static void gone(Keeper *k)
 	k->qmp_usable = false;
 	k->qmp = k->qmp ? qmp_free(k->qmp) : NULL;
 	stats_forget(k->stats);
+	viewers_close(k);
 	k->console = console_free(k->console);
 	qemu_process_free(TAKE_PTR(k->qemu));
 	move_fact(k->move, MOVE_FACT_ALIVE, false);
@@ -359,6 +360,7 @@ static void on_ready(void *userdata)
 	Keeper *k = userdata;
 
 	k->qmp_usable = true;
+	viewers_look(k);
 	machine_qmp(k, "query-version", NULL, on_version, k);
 	switch (k->state) {
 	case VM_STARTING:
@@ -413,6 +415,7 @@ QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp)
 		qmp_set_handlers(qmp, &handlers, k);
 	if (sd_event_add_io(k->event, &k->qemu_exit, qemu->pidfd, EPOLLIN, on_qemu_exit, k) < 0)
 		log_error("QEMU's end will not be seen");
+	viewers_look(k);
 	/* In this order sd-event keeps its inotify fd: to close it is to wait for the kernel, 10-25 ms (SRCU). */
 	(void)watch_words(k);
 	sd_event_source_disable_unref(words);
@@ -436,6 +439,13 @@ static int connect_qmp(Keeper *k, Error **err)
 	return console_open(k, err);
 }
 
+static int not_started(Keeper *k, int r)
+{
+	viewers_close(k);
+	keeper_lease_drop(k);
+	return r;
+}
+
 int machine_start(Keeper *k, bool incoming, Error **err)
 {
 	_cleanup_fd_ int memfd = -1;
@@ -447,13 +457,13 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 		if (memfd < 0)
 			return memfd;
 	}
-	r = machine_write_definition(k, err);
+	r = viewers_start(k, err);
+	if (r >= 0)
+		r = machine_write_definition(k, err);
 	if (r >= 0)
 		r = keeper_lease_open(k, !incoming, err);
-	if (r < 0) {
-		keeper_lease_drop(k);
-		return r;
-	}
+	if (r < 0)
+		return not_started(k, r);
 	k->generation = machine_next_generation(k);
 	dir = machine_generation_dir(k, k->generation);
 	keeper_set_state(k, incoming ? VM_INCOMING : VM_STARTING, incoming ? "migration" : "starting");
@@ -465,10 +475,8 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 					    .memfd = memfd,
 					    .lease = k->lease},
 			       &k->qemu, err);
-	if (r < 0) {
-		keeper_lease_drop(k);
-		return r;
-	}
+	if (r < 0)
+		return not_started(k, r);
 	r = k->lease ? lease_started(k->lease, k->qemu->pid, err) : 0;
 	if (r >= 0)
 		r = connect_qmp(k, err);
@@ -476,8 +484,7 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 		(void)qemu_process_kill(k->qemu);
 		waitid(P_PIDFD, (id_t)k->qemu->pidfd, NULL, WEXITED);
 		gone(k);
-		keeper_lease_drop(k);
-		return r;
+		return not_started(k, r);
 	}
 	scope_start(k, k->qemu);
 	return 0;
@@ -587,6 +594,7 @@ static int find(Keeper *k, Error **err)
 static int reach(Keeper *k, Error **err)
 {
 	_cleanup_free_ char *definition = runtime_path(k->name, "definition");
+	_cleanup_error_ Error *no_viewers = NULL;
 	int r;
 
 	log_info("found QEMU alive: process %d", (int)k->qemu->pid);
@@ -598,6 +606,8 @@ static int reach(Keeper *k, Error **err)
 	k->state = VM_PAUSED; /* not known yet; move_recover() asks */
 	k->reason = "keeper restarted";
 	keeper_lease_adopt(k);
+	if (viewers_start(k, &no_viewers) < 0)
+		log_error("%s", no_viewers->message); /* the guest can do without */
 	return connect_qmp(k, err);
 }
 

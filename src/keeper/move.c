@@ -74,6 +74,14 @@ bool move_active(const Move *m)
 	       m->state != MOVE_T_OWNER;
 }
 
+bool move_switching(const Move *m)
+{
+	if (m->state == MOVE_U_PERFORM)
+		return !m->up->copy || m->t.stop;
+	return (m->state >= MOVE_S_HOLD && m->state <= MOVE_S_DONE) ||
+	       (m->state >= MOVE_U_LOAD && m->state <= MOVE_U_KILL);
+}
+
 /* ---- errors and warnings ---- */
 
 void move_error(Move *m, Error *err)
@@ -222,6 +230,7 @@ static void set_state(Move *m, MoveState next)
 	log_debug("migration: %s -> %s", move_state_name(m->state), move_state_name(next));
 	note_phase(m, next);
 	m->state = next;
+	viewers_look(m->k);
 	arm_deadline(m);
 	if (next == MOVE_S_HOLD)
 		perform_hold(m);

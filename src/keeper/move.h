@@ -152,6 +152,8 @@ void move_warn(Move *m, const char *fmt, ...) _printf_(2, 3);
 /** move_active() - whether a migration is under way on this side */
 bool move_active(const Move *m);
 bool move_is_target(const Move *m);
+/** move_switching() - whether the guest is on its way out of our QEMU, and nobody should begin to look at it there */
+bool move_switching(const Move *m);
 /** move_save() - RUNTIME_DIR/NAME/move: which migration and side, for a keeper that comes after us */
 void move_save(Move *m);
 /** move_begin_at() - a keeper came back: go on in a state; @why: a sentence's beginning */

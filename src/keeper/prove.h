@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 
-#include <sys/socket.h>
-
 #include "keeper/keeper.h"
 
 /*
@@ -14,11 +12,3 @@
 int prove_listen(PeerConnection *c);
 unsigned int prove_port(PeerConnection *c);
 void prove_close(PeerConnection *c);
-
-/**
- * address_socket() - a TCP socket and the address to bind or connect it to
- * @address: numeric IPv4 or IPv6, no brackets
- *
- * Return: a non-blocking socket, or negative errno.
- */
-int address_socket(const char *address, unsigned int port, struct sockaddr_storage *ret, socklen_t *ret_len);

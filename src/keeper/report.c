@@ -225,11 +225,6 @@ json_object *report_upgrade(Move *m)
 		json_extend(o, "pause_ms", "d", ms(between(m->t.stop, m->t.resumed)), NULL);
 	if (completed)
 		json_extend(o, "steps", "o", upgrade_steps(m), NULL);
-	if (completed && up->spice_port)
-		json_extend(o, "graphics", "o",
-			    json_build("type", "s", "spice", "listen", "s", m->k->def->graphics_listen, "port", "u",
-				       up->spice_port, NULL),
-			    NULL);
 	if (up->copy && m->ram_transferred)
 		json_extend(o, "ram", "o", ram_json(m), NULL);
 	json_extend(o, "error", "o", error_json(m), "warnings", "o", strings(m->warnings), "guest", "s", upgrade_guest(m),
@@ -289,6 +284,8 @@ json_object *report_status(Keeper *k)
 
 	if (k->lease)
 		json_extend(o, "lease", "o", keeper_lease_status(k), NULL);
+	if (k->def && k->def->graphics != GRAPHICS_NONE)
+		json_extend(o, "graphics", "o", viewers_json(k), NULL);
 	if (k->qemu)
 		json_extend(o, "pid", "u", (uint64_t)k->qemu->pid, NULL);
 	if (k->qemu)
@@ -334,9 +331,13 @@ json_object *report_show(Keeper *k)
 	const VmDefinition *d = k->def;
 	_cleanup_free_ char *text = vm_definition_text(d);
 
-	return json_build("name", "s", d->name, "uuid", "s", d->uuid, "machine", "s", d->machine, "cpu", "s", d->cpu,
+	json_object *o = json_build("name", "s", d->name, "uuid", "s", d->uuid, "machine", "s", d->machine, "cpu", "s", d->cpu,
 			  "cpus", "u", (uint64_t)d->cpus, "memory", "u", d->memory, "memory_backing", "s",
 			  memory_backing_to_string(d->memory_backing), "binary", "s", d->binary, "disks", "o",
 			  disks_json(d), "nics", "o", nics_json(d), "arrived", "b", (int)k->arrived, "text", "s", text,
 			  NULL);
+
+	if (d->graphics != GRAPHICS_NONE)
+		json_extend(o, "graphics", "o", viewers_json(k), NULL);
+	return o;
 }

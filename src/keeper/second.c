@@ -40,7 +40,6 @@ static int on_other_exit(sd_event_source *source, int fd, uint32_t revents, void
 		error_hint(&err, "it is %s; see vmferry upgrade --check", up->to_binary);
 	}
 	reap(up);
-	upgrade_keep_vnc_port(m);
 	move_fact(m, MOVE_FACT_OTHER, false);
 	if (err)
 		move_error(m, err);
@@ -81,6 +80,7 @@ Upgrade *upgrade_free(Upgrade *up)
 	qemu_process_free(up->other);
 	vm_definition_free(up->def);
 	fd_close(up->serial_fd);
+	fd_close(up->viewers_fd);
 	fd_close(up->stream[0]);
 	fd_close(up->stream[1]);
 	free(up->binary);
@@ -89,7 +89,6 @@ Upgrade *upgrade_free(Upgrade *up)
 	free(up->to_binary);
 	free(up->from_version);
 	free(up->to_version);
-	free(up->vnc_port);
 	free(up);
 	return NULL;
 }
@@ -201,7 +200,9 @@ int second_start(Upgrade *up, Error **err)
 	memfd = guest_memory(up, err);
 	if (memfd < 0)
 		return memfd;
-	r = write_definition(up, err);
+	r = viewers_listen(k, up->def, &up->viewers_fd, err);
+	if (r >= 0)
+		r = write_definition(up, err);
 	if (r < 0)
 		return r;
 	r = qemu_process_start(&(QemuStart){.definition = up->def,
@@ -236,10 +237,13 @@ void second_change_over(Upgrade *up)
 	Keeper *k = up->m->k;
 	VmDefinition *def = k->def;
 
+	if (up->viewers_fd < 0) /* the keeper before us had it */
+		(void)viewers_listen(k, up->def, &up->viewers_fd, NULL);
 	up->other_exit = sd_event_source_disable_unref(up->other_exit);
 	k->def = up->def;
 	up->def = def;
 	console_switch(k, TAKE_FD(up->serial_fd));
+	viewers_open(k, TAKE_FD(up->viewers_fd));
 	(void)second_watch(up, machine_take_over(k, TAKE_PTR(up->other), TAKE_PTR(up->qmp)));
 	up->other_killed = up->changed_over = true;
 	if (k->lease)

@@ -8,8 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "basic/tcp.h"
 #include "keeper/move.h"
-#include "keeper/prove.h"
 
 #define PROVE_USEC (1 * USEC_PER_SEC)
 #define MULTIFD_CHANNELS 2
@@ -469,7 +469,7 @@ static int prove_connect(Move *m)
 	socklen_t len;
 	int r;
 
-	m->prove_fd = r = address_socket(m->hello.address, (unsigned int)m->hello.port, &sa, &len);
+	m->prove_fd = r = tcp_socket(m->hello.address, (unsigned int)m->hello.port, &sa, &len);
 	if (r < 0)
 		return r;
 	if (connect(m->prove_fd, (struct sockaddr *)&sa, len) < 0 && errno != EINPROGRESS)

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <unistd.h>
 
+#include "basic/tcp.h"
 #include "keeper/move.h"
 #include "keeper/prove.h"
 #include "keeper/tls.h"
@@ -175,31 +176,6 @@ static void on_set_up(json_object *ret, const char *error, void *userdata)
 		move_event(m, MOVE_EV_QEMU_READY);
 }
 
-static void take_port(json_object *ret, const char *name, uint64_t *port)
-{
-	const char *text;
-	uint64_t v = 0;
-
-	if (!json_get_u64(ret, name, &v) && json_get_string(ret, name, &text))
-		(void)text_parse_u64(text, &v);
-	*port = v <= 65535 ? v : 0;
-}
-
-/* Where clients go on: QEMU has taken the first port that was free. */
-static void on_graphics(json_object *ret, const char *error, void *userdata)
-{
-	Move *m = userdata;
-
-	if (error) {
-		move_warn(m, "QEMU does not say where its graphics are: %s", error);
-		return;
-	}
-	take_port(ret, m->k->def->graphics == GRAPHICS_SPICE ? "port" : "service", &m->prepared.graphics_port);
-	take_port(ret, "tls-port", &m->prepared.graphics_tls_port);
-	free(m->prepared.graphics_cert_subject);
-	m->prepared.graphics_cert_subject = graphics_cert_subject(m->k->def);
-}
-
 void move_qemu_ready(Move *m)
 {
 	_cleanup_free_ char *tls = NULL;
@@ -216,9 +192,6 @@ void move_qemu_ready(Move *m)
 		machine_qmp(m->k, "object-add", object, on_setup_reply, m);
 		tls = tls_object_id(m->id);
 	}
-	if (m->k->def->graphics != GRAPHICS_NONE)
-		machine_qmp(m->k, m->k->def->graphics == GRAPHICS_SPICE ? "query-spice" : "query-vnc", NULL, on_graphics,
-			    m);
 	parameters = json_build("tls-creds", "s", tls ? tls : "", NULL);
 	if (m->prepare.channels)
 		json_extend(parameters, "multifd-channels", "u", m->prepare.channels, NULL);
@@ -246,7 +219,7 @@ static int on_nothing_came(sd_event_source *source, uint64_t usec, void *userdat
 
 int do_prepare_reply(Move *m)
 {
-	_cleanup_free_ char *path = runtime_path(m->k->name, "peer");
+	_cleanup_free_ char *path = runtime_path(m->k->name, "peer"), *cert_subject = graphics_cert_subject(m->k->def);
 	PrepareReply reply = {
 		.port = m->prepared.port,
 		.address = m->prepared.port ? m->k->conf->migration_address : NULL,
@@ -264,9 +237,11 @@ int do_prepare_reply(Move *m)
 		reply.graphics = (char *)(uintptr_t)graphics_type_to_string(m->k->def->graphics);
 		reply.graphics_listen = m->k->def->graphics_listen;
 		reply.graphics_host = m->k->conf->host_name;
-		reply.graphics_port = m->prepared.graphics_port;
-		reply.graphics_tls_port = m->prepared.graphics_tls_port;
-		reply.graphics_cert_subject = m->prepared.graphics_cert_subject;
+		if (m->k->def->graphics_tls)
+			reply.graphics_tls_port = tcp_port(m->k->viewers_fd);
+		else
+			reply.graphics_port = tcp_port(m->k->viewers_fd);
+		reply.graphics_cert_subject = cert_subject;
 	}
 	sink_tell(m, &reply);
 	r = reply_prepare(m->prepare_message, &reply);

@@ -222,6 +222,7 @@ static Upgrade *upgrade_new(Move *m, VmDefinition *def, bool copy)
 			.def = def,
 			.copy = copy,
 			.serial_fd = -1,
+			.viewers_fd = -1,
 			.stream = {-1, -1},
 			.from_binary = xstrdup(k->def->binary),
 			.to_binary = xstrdup(def->binary),
@@ -383,32 +384,6 @@ static void on_blocked(json_object *ret, const char *error, void *userdata)
 	on_set_up(ret, error, userdata);
 }
 
-/* QAPI VncServerInfo2: the port that QEMU found free. */
-static void on_vnc(json_object *ret, const char *error, void *userdata)
-{
-	Move *m = userdata;
-	json_object *first, *server;
-	const char *port;
-
-	if (!error && m->up && (first = json_object_array_get_idx(ret, 0)) &&
-	    json_get_array(first, "server", &server) && json_object_array_length(server) > 0 &&
-	    json_get_string(json_object_array_get_idx(server, 0), "service", &port)) {
-		free(m->up->vnc_port);
-		m->up->vnc_port = xstrdup(port);
-	}
-	on_set_up(ret, error, userdata);
-}
-
-/* QAPI SpiceInfo: unlike VNC's it cannot be changed later. */
-static void on_spice(json_object *ret, const char *error, void *userdata)
-{
-	Move *m = userdata;
-
-	if (!error && m->up && m->state == MOVE_U_OPEN)
-		(void)json_get_u64(ret, m->up->def->graphics_tls ? "tls-port" : "port", &m->up->spice_port);
-	on_set_up(ret, error, userdata);
-}
-
 static void ask(Move *m, Qmp *qmp, const char *command, json_object *arguments, QmpReply reply)
 {
 	m->up->pending++;
@@ -433,10 +408,6 @@ int do_set_up_both(Move *m)
 	up->pending = 1; /* held until all is on its way */
 	ask(m, both[1], "query-memdev", NULL, on_memdev);
 	ask(m, both[0], "query-migrate", NULL, on_blocked);
-	if (m->k->def->graphics == GRAPHICS_VNC)
-		ask(m, both[0], "query-vnc-servers", NULL, on_vnc);
-	if (up->def->graphics == GRAPHICS_SPICE)
-		ask(m, both[1], "query-spice", NULL, on_spice);
 	for (size_t i = 0; i < ARRAY_SIZE(both); i++) {
 		ask(m, both[i], "migrate-set-capabilities", migration_capabilities_here(up->copy), on_set_up);
 		ask(m, both[i], "migrate-set-parameters", migration_parameters_here(m, up->copy), on_set_up);

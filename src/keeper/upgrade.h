@@ -23,13 +23,12 @@ typedef struct Upgrade {
 	sd_event_source *other_exit;
 	VmDefinition *def; /* of the new one, until it has the guest */
 	int serial_fd;
+	int viewers_fd; /* where clients of its graphics are to connect; -1: where they do */
 	int stream[2];
 	unsigned int pending; /* set-up commands not yet answered */
 	bool copy; /* memory is copied, not mapped again */
 	bool other_killed, taps_attached, resumed, changed_over;
 	char *from_binary, *to_binary, *from_version, *to_version;
-	char *vnc_port;		/* where viewers found the guest; NULL: nowhere, or not known */
-	uint64_t spice_port;	/* of the new one; 0: none */
 	uint64_t memory_needed; /* bytes, beyond what the guest has */
 	uint64_t spawned, ready, opened, killed, reaped; /* CLOCK_MONOTONIC, microseconds */
 } Upgrade;
@@ -51,9 +50,6 @@ void upgrade_options_clear(UpgradeOptions *options);
 
 /** upgrade_end() - do_end() of an upgrade: what is left is taken away, the result is told */
 int upgrade_end(Move *m);
-
-/** upgrade_keep_vnc_port() - the old one, which had the port, is gone: the new one listens there */
-void upgrade_keep_vnc_port(Move *m);
 
 /** upgrade_qemu_event() - move_qemu_event() during an upgrade; the QEMU that has the guest speaks */
 void upgrade_qemu_event(Move *m, const char *name, json_object *data, uint64_t at);

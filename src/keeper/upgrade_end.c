@@ -23,29 +23,6 @@ static void tidy_up(Move *m)
 	vm_definition_free(TAKE_PTR(m->up->def));
 }
 
-static void on_display(json_object *ret, const char *error, void *userdata)
-{
-	(void)ret;
-	(void)userdata;
-	if (error)
-		log_warning("VNC is on another port now: %s", error);
-}
-
-/* QAPI: display-update, since 7.1. */
-void upgrade_keep_vnc_port(Move *m)
-{
-	const VmDefinition *def = m->k->def;
-	json_object *addresses;
-
-	if (!m->up->changed_over || !m->up->vnc_port || !def || def->graphics != GRAPHICS_VNC)
-		return;
-	addresses = json_object_new_array();
-	json_object_array_add(addresses, json_build("type", "s", "inet", "host", "s", def->graphics_listen, "port", "s",
-						    m->up->vnc_port, NULL));
-	machine_qmp(m->k, "display-update", json_build("type", "s", "vnc", "addresses", "o", addresses, NULL),
-		    on_display, NULL);
-}
-
 static void tell_state(Move *m)
 {
 	Keeper *k = m->k;
@@ -80,8 +57,6 @@ int upgrade_end(Move *m)
 		move_error(m, err);
 	}
 	m->status = status_of(m);
-	if (m->up->changed_over && m->up->spice_port)
-		move_warn(m, "SPICE clients have to connect again, to port %" PRIu64, m->up->spice_port);
 	tidy_up(m); /* before the note goes: a keeper that finds none takes the definition that is there */
 	move_let_go(m);
 	tell_state(m);
@@ -144,7 +119,7 @@ int upgrade_adopt(Keeper *k, Error **err)
 	int r;
 
 	m->up = upgrade_free(m->up);
-	*up = (Upgrade){.m = m, .serial_fd = -1, .stream = {-1, -1}};
+	*up = (Upgrade){.m = m, .serial_fd = -1, .viewers_fd = -1, .stream = {-1, -1}};
 	if (!load_note(m, up)) {
 		upgrade_free(up);
 		return 0;

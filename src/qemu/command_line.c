@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "command_line.h"
 
-#include <arpa/inet.h>
 #include <inttypes.h>
 #include <stdarg.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 
-#include "basic/fd.h"
 #include "basic/json.h"
 #include "basic/text.h"
 
@@ -36,10 +33,6 @@ enum {
 	SLOT_LAST = 0x1e,
 };
 static_assert(SLOT_LAST - SLOT_FIRST + 1 == VM_PCI_MAX, "definitions that fit are those we have slots for");
-
-#define VNC_DISPLAYS 99
-#define SPICE_PORT_FIRST 5900
-#define SPICE_PORT_LAST 6099
 
 typedef struct Words {
 	char **argv;
@@ -265,31 +258,6 @@ static void add_nics(Words *w)
 	}
 }
 
-static bool port_is_free(const char *listen, unsigned int port)
-{
-	struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port)};
-	struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-	bool six = inet_pton(AF_INET6, listen, &in6.sin6_addr) == 1;
-	_cleanup_fd_ int fd = -1;
-	int on = 1;
-
-	if (!six && inet_pton(AF_INET, listen, &in.sin_addr) != 1)
-		return true;
-	fd = socket(six ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) < 0)
-		return true;
-	return bind(fd, six ? (struct sockaddr *)&in6 : (struct sockaddr *)&in, six ? sizeof(in6) : sizeof(in)) == 0;
-}
-
-/* QEMU looks for a VNC port itself ("to="), for a SPICE port it does not. */
-static unsigned int spice_port(const char *listen)
-{
-	for (unsigned int port = SPICE_PORT_FIRST; port <= SPICE_PORT_LAST; port++)
-		if (port_is_free(listen, port))
-			return port;
-	return SPICE_PORT_FIRST;
-}
-
 /* QEMU's option syntax: a comma in a value is written twice. */
 static char *double_commas(const char *value)
 {
@@ -304,36 +272,41 @@ static char *double_commas(const char *value)
 	return text;
 }
 
+/*
+ * QEMU listens nowhere: clients come from the keeper, by add_client (keeper/viewers.c). But spice-server reads its
+ * certificate only if it is to listen with TLS; it does so in a directory that nobody else can reach.
+ */
+static void add_spice(Words *w)
+{
+	_cleanup_free_ char *tls = NULL, *pki = w->def->graphics_tls ? double_commas(w->def->graphics_tls) : NULL;
+
+	if (pki)
+		tls = xasprintf(",unix=on,addr=/proc/self/fd/%d/tls,tls-port=1,x509-dir=%s", QEMU_FD_SPICE, pki);
+	add_option(w, "-spice", "disable-ticketing=on,seamless-migration=on%s", tls ? tls : "");
+}
+
 static void add_graphics(Words *w)
 {
-	const char *listen = w->def->graphics_listen;
-	_cleanup_free_ char *tls = w->def->graphics_tls ? double_commas(w->def->graphics_tls) : NULL;
-	bool six = listen && strchr(listen, ':');
-
+	add_option(w, "-display", "none");
 	switch (w->def->graphics) {
 	case GRAPHICS_NONE:
 	case _GRAPHICS_MAX:
-		add_option(w, "-display", "none");
 		return;
 	case GRAPHICS_SPICE:
-		add_option(w, "-display", "none");
-		add_option(w, "-spice", "addr=%s,%s=%u,disable-ticketing=on,seamless-migration=on%s%s", listen,
-			   tls ? "tls-port" : "port", spice_port(listen), tls ? ",x509-dir=" : "", tls ? tls : "");
+		add_spice(w);
 		break;
 	case GRAPHICS_VNC:
-		add_option(w, "-display", "none");
-		add_option(w, "-vnc", "%s%s%s:0,to=%d", six ? "[" : "", listen, six ? "]" : "", VNC_DISPLAYS);
+		add_option(w, "-vnc", "none");
 		break;
 	}
 	add_pci_device(w, json_build("driver", "s", "VGA", "id", "s", "vga.0", NULL), SLOT_VGA);
 }
 
-char **qemu_command_line(const VmDefinition *def, const char *dir, bool incoming)
+char **qemu_command_line(const VmDefinition *def, bool incoming)
 {
 	Words w = {.def = def,
 		   .bus = startswith(def->machine, "pc-q35") || streq(def->machine, "q35") ? "pcie.0" : "pci.0"};
 
-	(void)dir;
 	add(&w, def->binary);
 	add_machine(&w);
 	add_control(&w, incoming);

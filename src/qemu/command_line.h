@@ -11,6 +11,7 @@ enum {
 	QEMU_FD_LOCK = 6,   /* flock()ed DIR/lock */
 	QEMU_FD_LEASE = 7,  /* what holds the VM's lease */
 	QEMU_FD_AGENT = 8,  /* listening UNIX socket DIR/agent */
+	QEMU_FD_SPICE = 9,  /* a directory of its own, for SPICE's TLS */
 	QEMU_FD_TAP = 16,   /* NIC i: QEMU_FD_TAP + i */
 	QEMU_FD_DISK = 48,  /* disk i: QEMU_FD_DISK + i, as fdset i of -add-fd */
 };
@@ -19,8 +20,7 @@ enum {
  * qemu_command_line() - QEMU's words for a definition; the same definition gives the same guest-visible machine on
  * every host (ids, PCI addresses and order are fixed by the definition alone)
  * @def: pinned
- * @dir: RUNTIME_DIR/NAME/qemu.N, for sockets
  *
  * Return: argv, strv_free() it.
  */
-char **qemu_command_line(const VmDefinition *def, const char *dir, bool incoming);
+char **qemu_command_line(const VmDefinition *def, bool incoming);

@@ -22,7 +22,7 @@
 #include "tap.h"
 #include "unprivileged.h"
 
-#define LAUNCH_FDS_MAX (9 + VM_NICS_MAX + VM_DISKS_MAX)
+#define LAUNCH_FDS_MAX (10 + VM_NICS_MAX + VM_DISKS_MAX)
 #define BOOT_ID_PATH "/proc/sys/kernel/random/boot_id"
 
 typedef struct Launch {
@@ -192,6 +192,19 @@ static int launch_copy(Launch *l, int from, int number, const char *what, Error 
 	return 0;
 }
 
+/* Where SPICE's TLS can make its socket: a tmpfs with room for that and nothing else. */
+static int give_directory(Launch *l, Error **err)
+{
+	_cleanup_free_ char *uid = xasprintf("%u", (unsigned int)l->who.uid);
+	const char *const options[] = {"uid", uid, "mode", "0700", "size", "4096", "nr_inodes", "4", NULL};
+	int fd = qemu_tmpfs_new(options);
+
+	if (fd < 0)
+		return error_set(err, fd, "graphics: SPICE's TLS needs a tmpfs, and it cannot be mounted: %s", strerror(-fd));
+	launch_fd(l, fd, QEMU_FD_SPICE);
+	return 0;
+}
+
 static int open_plumbing(Launch *l, Error **err)
 {
 	_cleanup_free_ char *path = xasprintf("%s/stderr", l->start->dir);
@@ -209,6 +222,8 @@ static int open_plumbing(Launch *l, Error **err)
 		return error_set(err, -errno, "cannot open %s: %m", path);
 	launch_fd(l, fd, STDERR_FILENO);
 	r = launch_copy(l, l->start->memfd, QEMU_FD_MEMORY, "guest memory", err);
+	if (r >= 0 && l->start->definition->graphics_tls)
+		r = give_directory(l, err);
 	if (r >= 0 && l->start->lease)
 		r = launch_copy(l, lease_fd(l->start->lease), QEMU_FD_LEASE, "lease", err);
 	return r;
@@ -293,7 +308,7 @@ static int launch(Launch *l, QemuProcess **ret, Error **err)
 	if (r < 0)
 		return r;
 	raise_fd_limit();
-	argv = qemu_command_line(start->definition, start->dir, start->incoming);
+	argv = qemu_command_line(start->definition, start->incoming);
 	spawn.argv = argv;
 	spawn.n_fds = l->n_fds;
 	process->pid = process_spawn(&spawn, &process->pidfd, err);

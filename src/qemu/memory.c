@@ -39,26 +39,38 @@ static int reserve_huge(int fd, uint64_t size, Error **err)
 	return 0;
 }
 
+int qemu_tmpfs_new(const char *const *options)
+{
+	_cleanup_fd_ int context = fsopen("tmpfs", FSOPEN_CLOEXEC);
+	int fd;
+
+	if (context < 0)
+		return -errno;
+	for (size_t i = 0; options[i]; i += 2)
+		if (fsconfig(context, FSCONFIG_SET_STRING, options[i], options[i + 1], 0) < 0)
+			return -errno;
+	if (fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
+		return -errno;
+	fd = fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
 /*
  * A file on a tmpfs of our own, mounted nowhere: unlike memfd_create()'s it can have transparent huge pages where QEMU
  * asks for them (madvise), whatever shmem_enabled says. Reading a hole of shared memory allocates it, so a migration of a
  * sparse guest takes a page fault for every page that is none: 512 times fewer of them shorten it, and the pause.
- * Sources: fsopen(2), fsmount(2), tmpfs(5) huge=advise.
+ * Source: tmpfs(5) huge=advise.
  *
  * Return: fd, or negative errno where this is not to be had.
  */
 static int tmpfs_file(void)
 {
-	_cleanup_fd_ int context = fsopen("tmpfs", FSOPEN_CLOEXEC), mount = -1;
+	static const char *const options[] = {"huge", "advise", "size", "0", NULL};
+	_cleanup_fd_ int mount = qemu_tmpfs_new(options);
 	int fd;
 
-	if (context < 0 || fsconfig(context, FSCONFIG_SET_STRING, "huge", "advise", 0) < 0 ||
-	    fsconfig(context, FSCONFIG_SET_STRING, "size", "0", 0) < 0 ||
-	    fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
-		return -errno;
-	mount = fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
 	if (mount < 0)
-		return -errno;
+		return mount;
 	fd = openat(mount, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	return fd < 0 ? -errno : fd;
 }

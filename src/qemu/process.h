@@ -10,7 +10,7 @@
 /*
  * A QEMU process: started unprivileged and sandboxed, found again after the keeper was killed, killed.
  *
- * RUNTIME_DIR/NAME/qemu.N/ is generation N's: qmp, serial, agent and vnc/spice sockets, stderr, `pid`, `lock`. The
+ * RUNTIME_DIR/NAME/qemu.N/ is generation N's: qmp, serial and agent sockets, stderr, `pid`, `lock`. The
  * `lock` file is flock()ed by QEMU itself through an inherited fd: held means alive, whatever became of its parent.
  * The directory is root's (0711); all that QEMU needs of it, it gets as open fds. `pid` is one line, "PID STARTTIME
  * BOOTID", written by the child before it becomes QEMU (proc(5) stat field 22, kernel/random/boot_id).
@@ -111,6 +111,14 @@ int qemu_process_shutdown_sockets(const QemuProcess *process, const char *addres
  * Return: fd (close-on-exec), or negative errno with @err set.
  */
 int qemu_memfd_new(const VmDefinition *def, Error **err);
+
+/**
+ * qemu_tmpfs_new() - a tmpfs of our own, mounted nowhere: it lives as long as somebody has it open. fsopen(2), fsmount(2)
+ * @options: of tmpfs(5), name and value by turns, NULL at the end
+ *
+ * Return: its root directory (O_PATH, close-on-exec), or negative errno.
+ */
+int qemu_tmpfs_new(const char *const *options);
 
 /**
  * qemu_memory_advice() - what memory-backing = "shared" costs on this host, if it does

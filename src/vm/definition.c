@@ -10,6 +10,7 @@
 /* The schema of a definition: all that is said about a key is said here (and in vmferry.vm(5)). */
 
 #define MIB (1024ULL * 1024)
+#define PORT_FREE_FOR_ALL 1024 /* the keeper, who listens, is root: a definition may come from another host */
 
 static bool cache_differs(const void *a, const void *b);
 static bool accel_differs(const void *a, const void *b);
@@ -61,6 +62,7 @@ static const ConfSection nic_section = {
 static const ConfKey graphics_keys[] = {
 	{"listen", CONF_TEXT, 0, CONF_FIELD(VmDefinition, graphics_listen), .check = conf_check_listen,
 	 .fallback = "127.0.0.1"},
+	{"port", CONF_NUMBER, 0, CONF_FIELD(VmDefinition, graphics_port), .max = UINT16_MAX, .fallback = "0"},
 	{"tls-directory", CONF_TEXT, 0, CONF_FIELD(VmDefinition, graphics_tls), .check = conf_check_path},
 };
 
@@ -206,6 +208,11 @@ static int check_together(const VmDefinition *def, const ConfLines *lines, Error
 		conf_fail(lines, "disk", err, "%zu NICs and virtio disks, and room for %d", vm_pci_devices(def),
 			  VM_PCI_MAX);
 		error_hint(err, "put disks on bus = \"scsi\": they share one slot");
+		return -EINVAL;
+	}
+	if (def->graphics_port && def->graphics_port < PORT_FREE_FOR_ALL) {
+		conf_fail(lines, "graphics", err, "graphics: port %u is one of the system's", def->graphics_port);
+		error_hint(err, "from %d on; usual is 5900 and what follows", PORT_FREE_FOR_ALL);
 		return -EINVAL;
 	}
 	if (def->graphics_tls && def->graphics != GRAPHICS_SPICE)

@@ -86,6 +86,7 @@ typedef struct VmDefinition {
 	bool agent; /* a channel for the guest's agent */
 	GraphicsType graphics;
 	char *graphics_listen;
+	unsigned int graphics_port; /* 0: one that is free */
 	char *graphics_tls;	     /* SPICE: a directory with its certificate; NULL: in the clear */
 	char *conntrack_mark;	     /* "0x100/0xff00": which connections are its own; NULL: whatever their mark */
 	unsigned int conntrack_zone; /* the same by zone; 0: whatever their zone */

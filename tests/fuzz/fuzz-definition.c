@@ -38,7 +38,7 @@ static void fuzz_definition(const char *text)
 	copy = vm_definition_copy(def);
 	copied = vm_definition_text(copy);
 	check(streq(first, copied), "not the same copy");
-	words = qemu_command_line(def, "/run/x", true);
+	words = qemu_command_line(def, true);
 	check(strv_length(words) > 10, "no command line");
 }
 

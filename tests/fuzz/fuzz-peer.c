@@ -4,7 +4,7 @@
  * and the engine. The first byte chooses: 1 the first line and D-Bus's first words are said as they should be, 2 a
  * second connection says the same, 4 the bytes come in two parts, 8 the first connection ends before the second part.
  *
- * No QEMU is started and no connection table is touched: these two are replaced (meson.build). A VM that is off arrives
+ * No QEMU is started, no port listened on and no connection table touched: these are replaced (meson.build). A VM that is off arrives
  * in full. Afterwards no connection is left, and a migration that was not committed is over.
  */
 #include <errno.h>
@@ -23,11 +23,17 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int __wrap_qemu_process_start(const QemuStart *start, QemuProcess **ret, Error **err);
+int __wrap_tcp_listen(const char *address, unsigned int first, unsigned int last, int backlog);
 int __wrap_ct_apply_new(const CtSelect *select, const CtApplyOptions *options, CtApply **ret, Error **err);
 
 int __wrap_qemu_process_start(_unused_ const QemuStart *start, _unused_ QemuProcess **ret, Error **err)
 {
 	return error_set(err, -EPERM, "no QEMU here");
+}
+
+int __wrap_tcp_listen(_unused_ const char *address, unsigned int first, _unused_ unsigned int last, _unused_ int backlog)
+{
+	return first & 1 ? -EADDRINUSE : -EADDRNOTAVAIL;
 }
 
 int __wrap_ct_apply_new(_unused_ const CtSelect *select, _unused_ const CtApplyOptions *options, _unused_ CtApply **ret,
@@ -75,7 +81,7 @@ static void begin(Keeper *k)
 	_cleanup_error_ Error *err = NULL;
 
 	*k = (Keeper){
-		.ready_fd = -1, .lock_fd = -1, .control_fd = -1, .peer_fd = -1, .name = xstrdup(NAME), .reason = ""};
+		.ready_fd = -1, .lock_fd = -1, .control_fd = -1, .peer_fd = -1, .viewers_fd = -1, .name = xstrdup(NAME), .reason = ""};
 	if (dir_make(dir, 0700) < 0 || sd_event_new(&k->event) < 0 || host_conf_load(&k->conf, &err) < 0 ||
 	    journal_open(journal, &k->journal, &err) < 0) {
 		fprintf(stderr, "%s\n", err ? err->message : dir);

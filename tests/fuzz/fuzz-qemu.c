@@ -164,6 +164,7 @@ static void begin(Keeper *k, Qemu *q, unsigned int what)
 		      .lock_fd = -1,
 		      .control_fd = -1,
 		      .peer_fd = -1,
+		      .viewers_fd = -1,
 		      .generation = 1,
 		      .name = xstrdup(NAME),
 		      .reason = "booted",

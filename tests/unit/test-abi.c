@@ -33,7 +33,7 @@ static const Pair pairs[] = {
 	 ALL "binary = /opt/qemu memory-backing = huge autostart = true serial = socket "
 	     "conntrack { mark = 1 zone = 2 } lease file { path = /l }",
 	 NULL, 0},
-	{ALL "graphics vnc {}", ALL "graphics spice { listen = \"0.0.0.0\" }", NULL, 0},
+	{ALL "graphics vnc { port = 5905 }", ALL "graphics spice { listen = \"0.0.0.0\" }", NULL, 0},
 	{ALL "kernel = /k initrd = /i firmware = /f", ALL "kernel = /k2 initrd = /i2 firmware = /f2", NULL, 0},
 	{ALL "accel = kvm", ALL, NULL, 0},
 	/* frontends may not */
@@ -116,7 +116,7 @@ static void test_every_key_is_placed(void **state)
 {
 	static const char *const unseen[] = {"memory-backing", "binary", "autostart", "file",	"format", "shared",
 					     "bridge",	       "vlan",	 "addresses", "listen", "path",	  "on-lost",
-					     "lockspace",      "resource", "offset", "mark", "zone", "tls-directory"};
+					     "lockspace",      "resource", "offset", "mark", "zone", "tls-directory", "port"};
 	(void)state;
 
 	for (size_t i = 0; i < definition_schema.n_keys; i++) {

@@ -27,7 +27,7 @@ static char **words_of(const char *text, bool incoming)
 	_cleanup_(vm_definition_freep)
 	VmDefinition *def = parse(text);
 
-	return qemu_command_line(def, "/run/vmferry/web1/qemu.1", incoming);
+	return qemu_command_line(def, incoming);
 }
 
 /* Whether @option stands there with @value (NULL: without one) as its next word. */
@@ -94,13 +94,12 @@ static const Row rows[] = {
 	{M "firmware = /f", "-bios", "/f", true},
 	{M, "-display", "none", true},
 	{M, "-vnc", NULL, false},
-	{M "graphics vnc {}", "-vnc", "127.0.0.1:0,to=99", true},
-	{M "graphics vnc { listen = \"::\" }", "-vnc", "[::]:0,to=99", true},
+	{M "graphics vnc { listen = \"::\" port = 5901 }", "-vnc", "none", true},
 	{M "graphics vnc {}", "-device", "{\"driver\":\"VGA\",\"id\":\"vga.0\",\"bus\":\"pcie.0\",\"addr\":\"0x8\"}",
 	 true},
-	{M "graphics spice {}", "-spice", NULL, true},
-	{M "graphics spice { listen = \"192.0.2.1\" tls-directory = \"/x,y\" }", "-spice",
-	 "addr=192.0.2.1,tls-port=5900,disable-ticketing=on,seamless-migration=on,x509-dir=/x,,y", true},
+	{M "graphics spice { listen = \"::\" port = 5901 }", "-spice", "disable-ticketing=on,seamless-migration=on", true},
+	{M "graphics spice { tls-directory = \"/x,y\" }", "-spice",
+	 "disable-ticketing=on,seamless-migration=on,unix=on,addr=/proc/self/fd/9/tls,tls-port=1,x509-dir=/x,,y", true},
 	{M "qemu-args = { \"-device\", \"virtio-rng-pci\" }", "-device", "virtio-rng-pci", true},
 	{M "nic n0 { bridge = b mac = \"52:54:00:00:00:01\" }", "-netdev",
 	 "{\"type\":\"tap\",\"id\":\"n0.tap\",\"fd\":\"16\"}", true},

@@ -69,6 +69,8 @@ static const Bad bads[] = {
 	{M "disk a.b {" DISK "}\n", "2: disk \"a.b\"", NULL},
 	{M "graphics sdl {}\n", "2: graphics \"sdl\" is not known", "\"spice\" or \"vnc\""},
 	{M "graphics vnc { tls-directory = /x }\n", "2: graphics vnc has no tls-directory", NULL},
+	{M "graphics vnc {\nport = 1023 }\n", "2: graphics: port 1023 is one of the system's", "from 1024 on"},
+	{M "graphics vnc { port = 65536 }\n", "2: graphics vnc: port: 65536 is too large", NULL},
 	{M "graphics none {}\n", "2: graphics \"none\" is not known", NULL},
 	{M "conntrack { mark = \"5/4\" }\n", "2: ", "no bits outside the mask"},
 	{M "conntrack { mark = x }\n", "2: ", "like \"0x100/0xff00\""},
@@ -346,7 +348,7 @@ static const char full[] =
 	"nic net1 { bridge = br1 addresses = 10.0.0.6 }\n"
 	"kernel = /boot//vmlinuz initrd = /boot/initrd append = \"console=ttyS0 quote=\\\"x\\\" $HOME # no comment\"\n"
 	"firmware = /usr/share/ovmf.fd serial = socket agent = yes\n"
-	"graphics spice { listen = \"::\" tls-directory = /etc/pki/spice } // comment ${HOME}\n"
+	"graphics spice { listen = \"::\" port = 5905 tls-directory = /etc/pki/spice } // comment ${HOME}\n"
 	"conntrack { mark = \"256/0xff00\" zone = 7 }\n"
 	"lease sanlock { path = /dev/leases lockspace = vms resource = web offset = 3M on-lost = kill } /* ${HOME}\n */ # ${HOME}\n"
 	"autostart = on qemu-args = { \"-device\", \"virtio-rng-pci,id=\\\"r\\\"\", \"\" }\n";
@@ -402,6 +404,7 @@ static void test_full(void **state)
 	assert_true(def->agent);
 	assert_int_equal(def->graphics, GRAPHICS_SPICE);
 	assert_string_equal(def->graphics_listen, "::");
+	assert_int_equal(def->graphics_port, 5905);
 	assert_string_equal(def->conntrack_mark, "0x100/0xff00");
 	assert_int_equal(def->conntrack_zone, 7);
 	assert_int_equal(def->lease, LEASE_SANLOCK);
