@@ -61,6 +61,7 @@ static const Column columns[] = {
 	{"addresses", "addresses", format_list, false},
 	{"conntrack", "conntrack", format_counters, false},
 	{"lease", "lease", format_counters, false},
+	{"graphics", "graphics", format_counters, false},
 	{"migration", "migration", format_migration, false},
 	{"last migration", "last_result", format_result, false},
 	{"moved to", "to", NULL, false},

@@ -4,12 +4,23 @@
 import hashlib
 import os
 import struct
+import subprocess
 import time
 
 MIGRATE_BEGIN, INIT, MIGRATE_END = 101, 103, 112  # from the server
 SET_ACK, PING = 3, 4
 ACK_SYNC, PONG, MIGRATE_CONNECTED = 1, 3, 102  # from the client
 SEMI_SEAMLESS = 1
+
+
+def certificate(directory, subject):
+    """A server's, signed by itself, where a definition's tls-directory may point."""
+    directory.mkdir()
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject,
+                    "-keyout", directory / "server-key.pem", "-out", directory / "server-cert.pem"], check=True, stderr=subprocess.DEVNULL)
+    (directory / "ca-cert.pem").write_text((directory / "server-cert.pem").read_text())
+    for path in (directory, *directory.iterdir()):
+        path.chmod(0o755)
 
 
 def mask(data, seed):

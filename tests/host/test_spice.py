@@ -104,12 +104,7 @@ def test_client_that_does_not_let_go(bed, vm):
 def test_tls(bed, vm, tmp_path):
     """Who follows to a server with TLS is told whose certificate it shows."""
     pki = bed.dir / "pki"
-    pki.mkdir()
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/O=Example/CN=viewers, b",
-                    "-keyout", pki / "server-key.pem", "-out", pki / "server-cert.pem"], check=True, stderr=subprocess.DEVNULL)
-    (pki / "ca-cert.pem").write_text((pki / "server-cert.pem").read_text())
-    for path in (pki, *pki.iterdir()):
-        path.chmod(0o755)
+    spice.certificate(pki, "/O=Example/CN=viewers, b")
     definition = tmp_path / "there.vm"
     text = (bed.a.config / "vms" / f"{vm}.vm").read_text()
     definition.write_text(text.replace("graphics spice {", f'graphics spice {{ tls-directory = "{pki}"'))

@@ -170,32 +170,6 @@ def test_disks_are_the_new_ones(web1):
         assert "lock" in refused.stderr + refused.stdout, (refused.stdout, refused.stderr)
 
 
-def test_vnc_port_stays(web1):
-    """Viewers connect again, to where they found the guest."""
-
-    def ports():
-        lines = web1.host.run("ss", "-Hltn").stdout.splitlines()
-        return [line.split()[3] for line in lines if line.split()[3].startswith("127.0.0.1:59")]
-
-    before = ports()
-    assert len(before) == 1
-    for _ in range(2):
-        web1.upgrade()
-        wait_until(lambda: ports() == before)
-
-
-def test_spice_port_is_told(bed, cleanup):
-    """It cannot be kept: the new QEMU listens before the old one is gone."""
-    small(bed.a, "spicy", 25, section("graphics spice", listen="127.0.0.1"))
-    cleanup("spicy")
-    result = bed.a.vmferry_json("upgrade", "spicy", "--binary", OLD)
-    graphics = result["graphics"]
-    assert result["status"] == "completed" and graphics["type"] == "spice" and graphics["listen"] == "127.0.0.1"
-    assert [w for w in result["warnings"] if str(graphics["port"]) in w]
-    with bed.a.netns.entered(), socket.socket() as s:
-        s.connect(("127.0.0.1", graphics["port"]))
-
-
 def test_memory_is_the_same(bed, web1):
     """The file both QEMUs mapped is one and the same; a second copy would show in the kernel's figures."""
 
