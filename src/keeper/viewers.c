@@ -41,7 +41,8 @@ int viewers_listen(const Keeper *k, const VmDefinition *def, int *ret, Error **e
 	if (fd != -EADDRINUSE)
 		return error_set(err, fd, "graphics: cannot listen on %s: %s", listen, strerror(-fd));
 	if (!port)
-		return error_set(err, fd, "graphics: all ports of %s from %d to %d are taken", listen, PORT_FIRST, PORT_LAST);
+		return error_set(err, fd, "graphics: all ports of %s from %d to %d are taken", listen, PORT_FIRST,
+				 PORT_LAST);
 	error_set(err, fd, "graphics: port %u of %s is taken", port, listen);
 	error_hint(err, "ss -ltnp there says by whom; without port in graphics {} a free one is found");
 	return fd;
@@ -68,7 +69,8 @@ static void on_handed_over(json_object *ret, const char *error, void *userdata)
 /* Takes the fd. */
 static void hand_over(Keeper *k, int fd)
 {
-	json_object *client = json_build("protocol", "s", graphics_type_to_string(k->def->graphics), "fdname", "s", FD_NAME, NULL);
+	json_object *client =
+		json_build("protocol", "s", graphics_type_to_string(k->def->graphics), "fdname", "s", FD_NAME, NULL);
 
 	if (k->def->graphics_tls)
 		json_extend(client, "tls", "b", 1, NULL);
@@ -132,6 +134,7 @@ void viewers_close(Keeper *k)
 
 json_object *viewers_json(const Keeper *k)
 {
-	return json_build("type", "s", graphics_type_to_string(k->def->graphics), "listen", "s", k->def->graphics_listen,
-			  k->def->graphics_tls ? "tls_port" : "port", "u", (uint64_t)tcp_port(k->viewers_fd), NULL);
+	return json_build("type", "s", graphics_type_to_string(k->def->graphics), "listen", "s",
+			  k->def->graphics_listen, k->def->graphics_tls ? "tls_port" : "port", "u",
+			  (uint64_t)tcp_port(k->viewers_fd), NULL);
 }
