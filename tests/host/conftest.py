@@ -16,7 +16,10 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gap(ms): what test_hostile.py's guest may lose in this test")
     config.addinivalue_line("markers", "new_keeper: the keeper of test_hostile.py's guest dies in this test")
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))  # so that what tests made is taken down
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may ignore it; what tests start must not
+    # Whoever started us (nohup, a shell's background) may ignore them; what tests start must not, and what has a handler is not passed on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items):
