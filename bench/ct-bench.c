@@ -80,7 +80,7 @@ CtApply *sink_new(const char *address)
 uint64_t rss_bytes(void)
 {
 	FILE *f = fopen("/proc/self/statm", "re");
-	unsigned long size, resident;
+	unsigned long size, resident = 0;
 
 	die_if(!f || fscanf(f, "%lu %lu", &size, &resident) != 2, "/proc/self/statm");
 	fclose(f);

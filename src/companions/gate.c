@@ -118,7 +118,7 @@ static int on_question(_unused_ sd_event_source *s, int fd, _unused_ uint32_t re
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	/* The end of the input too: who says it all and then leaves did not wait. */
-	if (n <= 0 || memcmp(text, QUESTION + w->got, (size_t)n) != 0) {
+	if (n <= 0 || memcmp(text, &QUESTION[w->got], (size_t)n) != 0) {
 		waiter_close(w);
 		return 0;
 	}
