@@ -309,8 +309,8 @@ static int add_to_qemu(Service *s, Error **err)
 
 	if (!s->naming.qmp)
 		return 0;
-	if (!address)
-		r = sd_bus_get_address(s->bus, &address);
+	if (!address && (r = sd_bus_get_address(s->bus, &address)) < 0)
+		return error_set(err, r, "cannot tell the bus's address: %s", strerror(-r));
 	r = vmstate_object_add(&s->naming, address, s->qemu < 0 ? &s->qemu : NULL, err);
 	if (r < 0)
 		return r;
