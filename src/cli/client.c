@@ -76,8 +76,7 @@ static int explain(int r, const char *name, Error **err)
 		r = error_set(err, -ESRCH, "%s is not running", name);
 		error_hint(err, "vmferry start %s", name);
 	} else {
-		error_set(err, r, "there is no VM of this name here");
-		error_hint(err, "vmferry list shows those there are");
+		r = local_missing(err);
 	}
 	return r;
 }

@@ -13,6 +13,7 @@
 
 #define MOVED_MAX 65536
 #define HISTORY_MAX (1024 * 1024)
+#define MISSING "there is no VM of this name here"
 
 /* One that came with a migration, of a host that went down right after it had taken the guest over. */
 static char *taken_over(const char *name)
@@ -50,9 +51,16 @@ int local_definition(const char *name, VmDefinition **ret, Error **err)
 
 	if (path)
 		return vm_definition_load(name, path, ret, err);
-	r = error_set(err, -ENOENT, "there is no VM of this name here");
+	r = error_set(err, -ENOENT, MISSING);
 	error_hint(err, "define it in %s/vms/%s.vm, see vmferry.vm(5)", config_dir(), name);
 	return r;
+}
+
+int local_missing(Error **err)
+{
+	error_set(err, -ENOENT, MISSING);
+	error_hint(err, "vmferry list shows those there are");
+	return -ENOENT;
 }
 
 json_object *local_moved(const char *name)
@@ -69,7 +77,8 @@ json_object *local_moved(const char *name)
 	return json_object_is_type(moved, json_type_object) ? moved : json_object_new_object();
 }
 
-json_object *local_ended(const char *name)
+/* How it ended here, as its history says: {"reason", "since"}. */
+static json_object *ended(const char *name)
 {
 	static const char *const ends[] = {"shutdown", "destroyed", "crashed", "panicked", "failed"};
 	_cleanup_free_ char *path = state_path(name, "history"), *text = NULL;
@@ -94,6 +103,15 @@ json_object *local_ended(const char *name)
 				return json_build("reason", "s", event, "since", "u", time, NULL);
 	}
 	return NULL;
+}
+
+json_object *local_off(const char *name)
+{
+	_cleanup_(vm_definition_freep)
+	VmDefinition *definition = NULL;
+	int r = local_definition(name, &definition, NULL);
+
+	return r < 0 && r != -ENOENT ? json_build("reason", "s", "its definition has an error", NULL) : ended(name);
 }
 
 int local_moved_error(json_object *moved, const char *name, Error **err)

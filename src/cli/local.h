@@ -16,8 +16,15 @@ int local_definition(const char *name, VmDefinition **ret, Error **err);
 /** local_moved() - the note a VM left when it moved away: {to, at, id}. Return: object to put, or NULL */
 json_object *local_moved(const char *name);
 
-/** local_ended() - how a VM that is off came to its end, from its history: {reason, since}. Return: object to put, or NULL */
-json_object *local_ended(const char *name);
+/** local_missing() - the error that there is no such VM. Return: -ENOENT */
+int local_missing(Error **err);
+
+/**
+ * local_off() - why a VM that is off is off, and since when: {reason, since}; from its history, or what is wrong with its definition
+ *
+ * Return: object to put, or NULL.
+ */
+json_object *local_off(const char *name);
 
 /** local_moved_error() - "NAME moved to HOST at TIME". Return: -EREMOTE */
 int local_moved_error(json_object *moved, const char *name, Error **err);

@@ -23,7 +23,7 @@ static const Verb run_verb = {
 };
 static const Verb receive_verb = {
 	.name = "receive",
-	.args = "[--data]",
+	.args = "[--peer=HOST]",
 	.help = "the target end of a migration; the source starts this over ssh",
 	.flags = VERB_LOCAL,
 	.raw = verb_receive,
@@ -96,12 +96,29 @@ static void complete_options(const OptionSpec *specs)
 			printf("--%s%s\n", specs->name, specs->argument ? "=" : "");
 }
 
-/* What may follow on a command line, a word a line; the shell's completion asks. */
-static int complete(const char *name)
+/* The words "a|b|c" an option takes, a word a line. */
+static void complete_choice(const OptionSpec *spec)
+{
+	for (const char *s = spec && spec->kind == OPTION_CHOICE ? spec->argument : ""; *s; s += strspn(s, "|")) {
+		size_t n = strcspn(s, "|");
+
+		printf("%.*s\n", (int)n, s);
+		s += n;
+	}
+}
+
+/* What may follow on a command line, a word a line, or what @option takes; the shell's completion asks. */
+static int complete(const char *name, const char *option)
 {
 	const Verb *verb = name ? verb_find(name) : NULL;
 	_cleanup_strv_ char **names = verb && strstr(verb->args, "NAME") ? local_names() : NULL;
 
+	for (size_t i = 0; option && verb && i < ARRAY_SIZE(verb->options); i++)
+		complete_choice(option_find(verb->options[i], option));
+	if (option) {
+		complete_choice(option_find(common_options, option));
+		return STATUS_DONE;
+	}
 	for (size_t i = 0; !verb && i < ARRAY_SIZE(verbs); i++)
 		printf("%s\n", verbs[i]->name);
 	for (size_t i = 0; verb && i < ARRAY_SIZE(verb->options); i++)
@@ -112,10 +129,26 @@ static int complete(const char *name)
 	return STATUS_DONE;
 }
 
-static int usage(const Verb *verb, Error *err)
+static json_object *error_json(const char *name, const Error *err)
 {
-	error_hint(&err, "vmferry %s%s--help", verb ? verb->name : "", verb ? " " : "");
-	output_error(NULL, err);
+	return json_build("vm", "s", name, "error", "o",
+			  json_build("message", "s", err->message, "hint", "s", err->hint, NULL), NULL);
+}
+
+/* An error that is no VM's, or leaves nothing else to print. */
+static void print_error(const Cli *cli, const char *name, const Error *err)
+{
+	_cleanup_json_ json_object *o = cli->json ? error_json(name, err) : NULL;
+
+	if (o)
+		output_json(o);
+	output_error(name, err);
+}
+
+static int usage(const Cli *cli, Error *err)
+{
+	error_hint(&err, "vmferry %s%s--help", cli->verb ? cli->verb->name : "", cli->verb ? " " : "");
+	print_error(cli, NULL, err);
 	error_free(err);
 	return STATUS_USAGE;
 }
@@ -133,26 +166,20 @@ static int status_of(int code)
 	}
 }
 
-static json_object *error_json(const char *name, const Error *err)
-{
-	return json_build("vm", "s", name, "error", "o",
-			  json_build("message", "s", err->message, "hint", "s", err->hint, NULL), NULL);
-}
-
 static int run_one(const Cli *cli, const char *name)
 {
 	_cleanup_json_ json_object *result = NULL;
 	_cleanup_error_ Error *err = NULL;
 	int r = cli->verb->each(cli, name, &result, &err);
 
-	if (!result && err && cli->json)
-		result = error_json(name, err);
 	if (result && cli->json)
 		output_json(result);
 	else if (result && cli->verb->print)
 		cli->verb->print(name, result);
-	if (err)
+	if (err && result)
 		output_error(name, err);
+	else if (err)
+		print_error(cli, name, err);
 	return status_of(r);
 }
 
@@ -165,7 +192,7 @@ static int run_here(const Cli *cli)
 	if (cli->verb->whole) {
 		worst = status_of(cli->verb->whole(cli, &err));
 		if (err)
-			output_error(NULL, err);
+			print_error(cli, NULL, err);
 	}
 	if (json_get_u64(cli->options, "parallel", &parallel) && parallel > 1 && n > 1)
 		return parallel_run(cli, (unsigned int)parallel);
@@ -174,9 +201,11 @@ static int run_here(const Cli *cli)
 
 		worst = status > worst ? status : worst;
 	}
-	if (fflush(stdout) != 0 || ferror(stdout))
-		return worst > STATUS_DONE ? worst : STATUS_FAILED;
-	return worst;
+	if (fflush(stdout) == 0 && !ferror(stdout))
+		return worst;
+	if (errno != EPIPE) /* who reads no more does not want to hear of it */
+		fprintf(stderr, "vmferry: cannot write standard output: %m\n");
+	return worst > STATUS_DONE ? worst : STATUS_FAILED;
 }
 
 static bool means_every(const Cli *cli)
@@ -229,8 +258,17 @@ static int parse_verb(Cli *cli, int at, int argc, char **argv, Error **err)
 		return first;
 	for (int i = at + first; i < argc; i++)
 		strv_push(&cli->args, xstrdup(argv[i]));
-	(void)json_get_bool(cli->common, "json", &cli->json);
+	cli->json = json_member(cli->common, "json");
 	return 0;
+}
+
+/* Before the words are parsed, for what is wrong with them. */
+static bool asks_for_json(char **argv)
+{
+	for (; *argv && !streq(*argv, "--"); argv++)
+		if (streq(*argv, "--json") || streq(*argv, "-j"))
+			return true;
+	return false;
 }
 
 /* No verb is passed on twice, and some not at all. */
@@ -253,7 +291,7 @@ static int run_remote(const Cli *cli, const char *host)
 	int r = remote_run(cli, host, &err);
 
 	if (err)
-		output_error(NULL, err);
+		print_error(cli, NULL, err);
 	return status_of(r);
 }
 
@@ -286,6 +324,7 @@ int cli_main(int argc, char **argv, bool under_control)
 	_cleanup_(cli_done)
 	Cli cli = {.common = json_object_new_object(),
 		   .options = json_object_new_object(),
+		   .json = asks_for_json(argv + 1),
 		   .under_control = under_control};
 	const char *host;
 	Error *err = NULL;
@@ -293,18 +332,18 @@ int cli_main(int argc, char **argv, bool under_control)
 	int at = parse_program(&cli, argc, argv, &err);
 
 	if (at <= 0)
-		return at < 0 ? usage(NULL, err) : STATUS_DONE;
+		return at < 0 ? usage(&cli, err) : STATUS_DONE;
 	help = json_get_bool(cli.common, "help", &help) || (argv[at + 1] && streq(argv[at + 1], "--help"));
 	if (cli.verb->raw && !help && !json_member(cli.common, "host"))
 		return cli.verb->raw(argc - at, argv + at);
 	if (parse_verb(&cli, at, argc, argv, &err) < 0)
-		return usage(cli.verb, err);
+		return usage(&cli, err);
 	if (json_get_bool(cli.common, "help", &help)) {
 		print_verb_help(cli.verb);
 		return STATUS_DONE;
 	}
 	if (check_host(&cli, &err) < 0 || check_args(&cli, &err) < 0)
-		return usage(cli.verb, err);
+		return usage(&cli, err);
 	if (json_get_string(cli.common, "host", &host) && !is_direct(&cli))
 		return run_remote(&cli, host);
 	if (means_every(&cli))
@@ -315,7 +354,7 @@ int cli_main(int argc, char **argv, bool under_control)
 int main(int argc, char **argv)
 {
 	if (argc > 1 && streq(argv[1], "--complete"))
-		return complete(argc > 2 ? argv[2] : NULL);
+		return complete(argc > 2 ? argv[2] : NULL, argc > 3 ? argv[3] : NULL);
 	/* Standard output that nobody reads is an error like others, and must not end a migration's watcher midway. */
 	signal(SIGPIPE, SIG_IGN);
 	return cli_main(argc, argv, false);

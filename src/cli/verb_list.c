@@ -66,7 +66,10 @@ static void describe_off(const char *name, int r, json_object *row)
 
 	if (r != -ENOENT) {
 		json_extend(row, "state", "s", "unknown", "reason", "s",
-			    r == -ECONNREFUSED ? "its keeper is gone" : "its keeper does not answer", NULL);
+			    r == -ECONNREFUSED ? "its keeper is gone"
+			    : r == -EACCES     ? "only root may ask its keeper"
+					       : "its keeper does not answer",
+			    NULL);
 	} else if (moved) {
 		_cleanup_free_ char *host = format_value(json_member(moved, "to"));
 
@@ -74,10 +77,10 @@ static void describe_off(const char *name, int r, json_object *row)
 		json_extend(row, "state", "s", "moved", "reason", "s", to, "since", "o",
 			    json_object_get(json_member(moved, "at")), NULL);
 	} else {
-		_cleanup_json_ json_object *ended = local_ended(name);
+		_cleanup_json_ json_object *off = local_off(name);
 
-		json_extend(row, "state", "s", "off", "reason", "o", json_object_get(json_member(ended, "reason")),
-			    "since", "o", json_object_get(json_member(ended, "since")), NULL);
+		json_extend(row, "state", "s", "off", "reason", "o", json_object_get(json_member(off, "reason")),
+			    "since", "o", json_object_get(json_member(off, "since")), NULL);
 	}
 }
 

@@ -134,8 +134,8 @@ static int log_each(const Cli *cli, const char *name, _unused_ json_object **ret
 	FILE *file = fopen(path, "re");
 	bool more = false;
 
-	if (!file && errno == ENOENT && definition)
-		return STATUS_DONE;
+	if (!file && errno == ENOENT)
+		return definition ? STATUS_DONE : local_missing(err);
 	if (!file)
 		return error_set(err, -errno, "no history: %s: %m", path);
 	(void)json_get_bool(cli->options, "follow", &more);

@@ -75,11 +75,11 @@ static int status_each(_unused_ const Cli *cli, const char *name, json_object **
 
 	/* That it is not here is an answer, too. */
 	if (r == -ESRCH || r == -EREMOTE) {
-		_cleanup_json_ json_object *moved = local_moved(name), *ended = moved ? NULL : local_ended(name);
+		_cleanup_json_ json_object *moved = local_moved(name), *off = moved ? NULL : local_off(name);
 
 		*ret = json_build("name", "s", name, "state", "s", moved ? "moved" : "off", "reason", "o",
-				  json_object_get(json_member(ended, "reason")), "since", "o",
-				  json_object_get(json_member(ended, "since")), "to", "o",
+				  json_object_get(json_member(off, "reason")), "since", "o",
+				  json_object_get(json_member(off, "since")), "to", "o",
 				  json_object_get(json_member(moved, "to")), "at", "o",
 				  json_object_get(json_member(moved, "at")), NULL);
 		return STATUS_DONE;

@@ -307,16 +307,24 @@ static int may_start(Keeper *k, bool force, Error **err)
 	return -EREMOTE;
 }
 
+static int make_directory(const char *path, mode_t mode, Error **err)
+{
+	int r = dir_make(path, mode);
+
+	if (r >= 0)
+		return 0;
+	error_set(err, r, "cannot make %s: %s", path, strerror(-r));
+	if (r == -EACCES || r == -EPERM)
+		error_hint(err, "VMs are root's: try sudo");
+	return r;
+}
+
 static int make_directories(Keeper *k, Error **err)
 {
 	_cleanup_free_ char *runtime = runtime_path(k->name, NULL), *state = state_path(k->name, NULL);
-	int r;
+	int r = make_directory(runtime, 0711, err);
 
-	r = dir_make(runtime, 0711);
-	if (r < 0)
-		return error_set(err, r, "cannot make %s: %s", runtime, strerror(-r));
-	r = dir_make(state, 0700);
-	return r < 0 ? error_set(err, r, "cannot make %s: %s", state, strerror(-r)) : 0;
+	return r < 0 ? r : make_directory(state, 0700, err);
 }
 
 static int take_lock(Keeper *k, Error **err)

@@ -33,5 +33,5 @@ int keeper_start(const char *name, unsigned int flags, Error **err);
  */
 int verb_run(int argc, char **argv);
 
-/** verb_receive() - `vmferry receive [--data]`: the target end of a migration, on stdin and stdout; as verb_run() */
+/** verb_receive() - `vmferry receive [--peer=HOST]`: the target end of a migration, on stdin and stdout; as verb_run() */
 int verb_receive(int argc, char **argv);

@@ -6,10 +6,13 @@ VMFERRY_BUILD: build directory (default: build).
 import json
 import os
 import pty
+import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -186,11 +189,97 @@ def test_usage(host, words, text):
     assert not host.calls()
 
 
+@pytest.mark.parametrize("words", [["--json"], ["--json", "dance"], ["migrate", "-j", "web1"], ["list", "--json", "--dance"],
+                                   ["list", "nobody", "--json"], ["-H", "ssh://b", "list", "--json"], ["control", "--json"]])
+def test_errors_in_json(host, words):
+    """Also where no VM is named."""
+    host.ssh("exit 255")
+    r = host(*words)
+    said = json.loads(r.out)
+    assert r.status in (1, 2) and said["error"]["message"] in r.err and said["error"].get("hint", "") in r.err
+
+
+def test_full_disk(host):
+    host.defined("web1")
+    for words in (["list"], ["list", "--json"], ["status", "web1"]):
+        with open("/dev/full", "w") as full:
+            child = host.popen(*words, stdout=full)
+            assert "No space left on device" in child.communicate(timeout=30)[1] and child.returncode == 1
+
+
+def test_definition_with_an_error(host):
+    host.defined("web1", 'memory = "lots"\n')
+    assert json.loads(host("list", "--json").out)["vms"] == [{"name": "web1", "state": "off", "reason": "its definition has an error"}]
+    assert host("status", "web1").out == "web1: off (its definition has an error)\n"
+    for verb in ("show", "start"):
+        r = host(verb, "web1")
+        assert r.status == 1 and "web1.vm:1: memory" in r.err and "hint: " in r.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
+def test_not_root(fake_keeper):
+    base = Path(tempfile.mkdtemp(prefix="vf"))  # pytest's own is for its user alone
+    try:
+        base.chmod(0o755)
+        host = Host(base, fake_keeper)
+        host.defined("web1")
+        host.defined("web2")
+        host.keeper("web2", answers=answers())
+        (host.run_dir / "web2").chmod(0o700)
+        nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", PROGRAM]
+
+        def said(*words):
+            done = subprocess.run([*nobody, *words], env=host.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            return done.returncode, done.stdout + done.stderr
+        for words in (["start", "web1"], ["pause", "web2"]):
+            status, text = said(*words)
+            assert status == 1 and "Permission denied\nhint: " in text and "sudo" in text
+        assert "only root may ask its keeper" in said("list")[1]
+        host.close()
+    finally:
+        shutil.rmtree(base)
+
+
+def test_log_of_nobody(host):
+    r = host("log", "nobody")
+    assert r.status == 1 and "there is no VM" in r.err and "hint: " in r.err
+
+
 def test_completion(host):
     host.defined("web1")
     assert set(VERBS) <= set(host("--complete").out.split())
     words = host("--complete", "migrate").out.split()
     assert {"web1", "--transport=", "--no-live", "--json"} <= set(words) and "--definition-text=" not in words
+    assert host("--complete", "migrate", "transport").out.split() == ["auto", "tls", "tcp", "ssh", "tunnel", "unix"]
+
+
+@pytest.mark.parametrize("line, words, found", [
+    ("vmferry mig", "vmferry|mig", ["migrate"]),
+    ("vmferry -H ssh://b ca", "vmferry|-H|ssh|:|//b|ca", ["cancel"]),
+    ("vmferry -H ssh://b migrate --dow", "vmferry|-H|ssh|:|//b|migrate|--dow", ["--downtime="]),
+    ("vmferry --host=ssh://b stop --", "vmferry|--host|=|ssh|:|//b|stop|--", ["--all", "--timeout=", "--kill", "--host=", "--json",
+                                                                           "--progress=", "--help"]),
+    ("vmferry pause w", "vmferry|pause|w", ["web1"]),
+    ("vmferry migrate --transport=t", "vmferry|migrate|--transport|=|t", ["tls", "tcp", "tunnel"]),
+])
+def test_completion_in_bash(host, line, words, found):
+    """Words as bash's COMP_WORDBREAKS cuts them."""
+    host.defined("web1")
+    path = HERE.parent.parent / "src/cli/completion.bash"
+    script = f'''compopt() {{ :; }}; source {path}; vmferry() {{ {PROGRAM} "$@"; }}
+                COMP_LINE=$1 COMP_POINT=${{#1}}; IFS="|" read -ra COMP_WORDS <<<"$2"; COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+                _vmferry; printf "%s\\n" "${{COMPREPLY[@]}}"'''
+    done = subprocess.run(["bash", "-c", script, "-", line, words], env=host.env, text=True, stdout=subprocess.PIPE, check=True)
+    assert done.stdout.split() == found
+
+
+def test_manual(host):
+    """Each verb, and each option of one, is in the manual page."""
+    page = (HERE.parent.parent / "man/vmferry.1").read_text().replace("\\-", "-")
+    for verb in VERBS:
+        assert re.search(rf"^\.It Cm {verb}\b", page, re.M), verb
+        for option in re.findall(r"--([a-z-]+)", host(verb, "--help").out.split("Options:")[1]):
+            assert re.search(rf"-{option}\b", page), (verb, option)
 
 
 # --- one call, one answer
