@@ -178,6 +178,7 @@ static int on_load(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *err
 	int r = sd_bus_message_read_array(m, 'y', &data, &len);
 
 	s->migrated = 0;
+	(void)ct_follow_mute(s->follow);
 	if (r >= 0)
 		r = load(s, data, len, &err);
 	if (r < 0)
@@ -191,7 +192,9 @@ static int on_load(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *err
 		 now_usec() - begin);
 	if (stats.refused + stats.failed)
 		log_warning("%" PRIu64 " entries not taken, the first: %s", stats.refused + stats.failed, stats.first_refused);
-	return sd_bus_reply_method_return(m, NULL);
+	r = sd_bus_reply_method_return(m, NULL);
+	(void)ct_follow_unmute(s->follow);
+	return r;
 }
 
 /* ---- the object ---- */

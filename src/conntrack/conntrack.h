@@ -83,6 +83,17 @@ DEFINE_CLEANUP(CtFollow *, ct_follow_free)
 int ct_follow_resync(CtFollow *follow);
 
 /**
+ * ct_follow_mute() - hear nothing of new entries from here on
+ *
+ * For who makes many: where anybody in the namespace listens to NFNLGRP_CONNTRACK_NEW the kernel needs almost twice as long for each.
+ * Ends and changes are heard of as before. Return: 0 or negative errno.
+ */
+int ct_follow_mute(CtFollow *follow);
+
+/** ct_follow_unmute() - hear of new entries again, and begin to dump for those that were missed. Return: 0 or negative errno */
+int ct_follow_unmute(CtFollow *follow);
+
+/**
  * ct_follow_drain() - read all events the kernel has queued, now; another table is read once more, for 200 ms at most
  *
  * Return: number of events, or negative errno: what is known is old.

@@ -259,8 +259,8 @@ static void event_datagram(CtFollow *f, const struct mmsghdr *m, const uint8_t *
 	event_messages(f, data, left);
 }
 
-/* The queue is empty now: events are complete again from here on. */
-static int overrun_recover(CtFollow *f)
+/* Events are complete again from here on. */
+static int dump_anew(CtFollow *f)
 {
 	f->overrun = false;
 	f->stats.complete = false;
@@ -306,8 +306,8 @@ int ct_follow_kernel_events(CtFollow *f, unsigned max)
 		if (n < 0 && errno == EAGAIN) {
 			int r = read_expectations(f);
 
-			if (r >= 0 && f->overrun)
-				r = overrun_recover(f);
+			if (r >= 0 && f->overrun) /* the queue is empty now */
+				r = dump_anew(f);
 			return r < 0 ? r : (int)total;
 		}
 		if (n < 0)
@@ -364,6 +364,29 @@ static int subscribe(CtFollow *f, Error **err)
 		if (setsockopt(i < 3 ? f->event_fd : f->expect_fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &groups[i], sizeof(int)) < 0)
 			return error_set(err, -errno, "Cannot listen to connection tracking events: %m");
 	return 0;
+}
+
+static int membership(CtFollow *f, int option, int group)
+{
+	return setsockopt(f->event_fd, SOL_NETLINK, option, &group, sizeof(group)) < 0 ? -errno : 0;
+}
+
+int ct_follow_mute(CtFollow *f)
+{
+	int r = f->other ? 0 : membership(f, NETLINK_DROP_MEMBERSHIP, NFNLGRP_CONNTRACK_NEW);
+
+	/*
+	 * By the last who leaves a group the kernel believes that nobody listens to any (nfnetlink_unbind()), and with
+	 * nf_conntrack_events = 2 what is made then would never tell of its end; by one who joins any group, that somebody does.
+	 */
+	return r < 0 || f->other ? r : membership(f, NETLINK_ADD_MEMBERSHIP, NFNLGRP_CONNTRACK_DESTROY);
+}
+
+int ct_follow_unmute(CtFollow *f)
+{
+	int r = f->other ? 0 : membership(f, NETLINK_ADD_MEMBERSHIP, NFNLGRP_CONNTRACK_NEW);
+
+	return r < 0 || f->other ? r : dump_anew(f);
 }
 
 static int open_sockets(CtFollow *f, Error **err)

@@ -8,7 +8,7 @@
 #include "basic/text.h"
 
 #define SLAB 4096
-#define BUCKETS_MIN 1024
+#define SLOTS_MIN 1024
 
 static_assert(sizeof(CtKey) == 44, "hashed as 11 words, no padding");
 static_assert(sizeof(CtEntry) <= 160, "memory per followed connection");
@@ -32,8 +32,8 @@ static inline void sip_round(uint64_t v[4])
 	v[2] = rotl(v[2], 32);
 }
 
-/* SipHash-1-3 with a random key: guests and peers choose the tuples, and must not choose the buckets. */
-static uint32_t bucket_of(const CtTable *table, const CtKey *key)
+/* SipHash-1-3 with a random key: guests and peers choose the tuples, and must not choose the slots. */
+static uint32_t hash_of(const CtTable *table, const CtKey *key)
 {
 	uint64_t v[4] = {table->seed[0] ^ 0x736f6d6570736575, table->seed[1] ^ 0x646f72616e646f6d,
 			 table->seed[0] ^ 0x6c7967656e657261, table->seed[1] ^ 0x7465646279746573};
@@ -49,14 +49,14 @@ static uint32_t bucket_of(const CtTable *table, const CtKey *key)
 	v[2] ^= 0xff;
 	for (int i = 0; i < 3; i++)
 		sip_round(v);
-	return (uint32_t)(v[0] ^ v[1] ^ v[2] ^ v[3]) & (table->n_buckets - 1);
+	return (uint32_t)(v[0] ^ v[1] ^ v[2] ^ v[3]);
 }
 
-static void buckets_new(CtTable *table, uint32_t n)
+static void slots_new(CtTable *table, uint32_t n)
 {
-	table->buckets = xrealloc(table->buckets, n, sizeof(uint32_t));
-	memset(table->buckets, 0xff, n * sizeof(uint32_t));
-	table->n_buckets = n;
+	table->slots = xcalloc(n, sizeof(CtSlot));
+	memset(table->slots, 0xff, n * sizeof(CtSlot));
+	table->n_slots = n;
 }
 
 void ct_table_init(CtTable *table)
@@ -64,7 +64,7 @@ void ct_table_init(CtTable *table)
 	*table = (CtTable){.free = CT_NONE, .dirty_first = CT_NONE, .dirty_last = CT_NONE};
 	if (getrandom(table->seed, sizeof(table->seed), 0) != sizeof(table->seed))
 		abort();
-	buckets_new(table, BUCKETS_MIN);
+	slots_new(table, SLOTS_MIN);
 }
 
 void ct_table_clear(CtTable *table)
@@ -74,34 +74,57 @@ void ct_table_clear(CtTable *table)
 	for (size_t i = 0; i < table->n_slabs; i++)
 		free(table->slabs[i]);
 	free(table->slabs);
-	free(table->buckets);
+	free(table->slots);
 	*table = (CtTable){};
 }
 
-static void link_bucket(CtTable *table, uint32_t i)
+static uint32_t next_slot(const CtTable *table, uint32_t slot)
 {
-	CtEntry *e = ct_table_at(table, i);
-	uint32_t b = bucket_of(table, &e->record.key);
-
-	e->next = table->buckets[b];
-	table->buckets[b] = i;
+	return (slot + 1) & (table->n_slots - 1);
 }
 
-static void grow_buckets(CtTable *table)
+static void slot_fill(CtTable *table, CtSlot what)
 {
-	buckets_new(table, table->n_buckets * 2);
-	for (uint32_t i = 0; i < table->used; i++)
-		if (ct_table_in_use(table, i))
-			link_bucket(table, i);
+	uint32_t slot = what.hash & (table->n_slots - 1);
+
+	while (table->slots[slot].index != CT_NONE)
+		slot = next_slot(table, slot);
+	table->slots[slot] = what;
+}
+
+/* Those behind it that would not be found any more across the gap move up (Knuth, 6.4, algorithm R). */
+static void slot_clear(CtTable *table, uint32_t slot)
+{
+	uint32_t mask = table->n_slots - 1;
+
+	for (uint32_t i = next_slot(table, slot); table->slots[i].index != CT_NONE; i = next_slot(table, i))
+		if (((i - table->slots[i].hash) & mask) >= ((i - slot) & mask)) {
+			table->slots[slot] = table->slots[i];
+			slot = i;
+		}
+	table->slots[slot].index = CT_NONE;
+}
+
+static void grow_slots(CtTable *table)
+{
+	_cleanup_free_ CtSlot *old = table->slots;
+	uint32_t n = table->n_slots;
+
+	slots_new(table, n * 2);
+	for (uint32_t i = 0; i < n; i++)
+		if (old[i].index != CT_NONE)
+			slot_fill(table, old[i]);
 }
 
 uint32_t ct_table_find(const CtTable *table, const CtKey *key)
 {
-	uint32_t i = table->buckets[bucket_of(table, key)];
+	uint32_t hash = hash_of(table, key), slot = hash & (table->n_slots - 1);
+	const CtSlot *s;
 
-	while (i != CT_NONE && memcmp(&ct_table_at(table, i)->record.key, key, sizeof(*key)) != 0)
-		i = ct_table_at(table, i)->next;
-	return i;
+	for (; (s = &table->slots[slot])->index != CT_NONE; slot = next_slot(table, slot))
+		if (s->hash == hash && memcmp(&ct_table_at(table, s->index)->record.key, key, sizeof(*key)) == 0)
+			break;
+	return s->index;
 }
 
 static uint32_t take_index(CtTable *table)
@@ -123,11 +146,11 @@ uint32_t ct_table_insert(CtTable *table, const CtKey *key)
 {
 	uint32_t i;
 
-	if (table->live + table->gone >= table->n_buckets)
-		grow_buckets(table);
+	if (table->live + table->gone >= table->n_slots / 2)
+		grow_slots(table);
 	i = take_index(table);
 	*ct_table_at(table, i) = (CtEntry){.record.key = *key};
-	link_bucket(table, i);
+	slot_fill(table, (CtSlot){.hash = hash_of(table, key), .index = i});
 	table->live++;
 	return i;
 }
@@ -170,16 +193,16 @@ static void dirty_remove(CtTable *table, uint32_t i)
 void ct_table_remove(CtTable *table, uint32_t i)
 {
 	CtEntry *e = ct_table_at(table, i);
-	uint32_t *link = &table->buckets[bucket_of(table, &e->record.key)];
+	uint32_t slot = hash_of(table, &e->record.key) & (table->n_slots - 1);
 
 	dirty_remove(table, i);
 	if (e->flags & CT_ENTRY_GONE)
 		table->gone--;
 	else
 		table->live--;
-	while (*link != i)
-		link = &ct_table_at(table, *link)->next;
-	*link = e->next;
+	while (table->slots[slot].index != i)
+		slot = next_slot(table, slot);
+	slot_clear(table, slot);
 	ct_record_clear(&e->record);
 	*e = (CtEntry){.next = table->free};
 	table->free = i;

@@ -31,7 +31,7 @@ enum {
 
 typedef struct CtEntry {
 	CtRecord record;
-	uint32_t next; /* of the same bucket, or free */
+	uint32_t next; /* of the unused ones */
 	uint32_t dirty_prev, dirty_next;
 	uint32_t seen;	 /* number of the dump that saw it last, or ran when an event spoke of it */
 	uint32_t spoken; /* number of the dump that ran when an event spoke of it */
@@ -39,11 +39,17 @@ typedef struct CtEntry {
 	uint16_t flags;
 } CtEntry;
 
+/* Where a key's search begins, and goes on: what it meets there is not read unless its hash is the same. */
+typedef struct CtSlot {
+	uint32_t hash;
+	uint32_t index; /* CT_NONE: empty */
+} CtSlot;
+
 typedef struct CtTable {
 	CtEntry **slabs;
 	size_t n_slabs;
-	uint32_t *buckets;
-	uint32_t n_buckets; /* a power of two */
+	CtSlot *slots;
+	uint32_t n_slots; /* a power of two, at least half of them empty */
 	uint32_t used;	    /* indexes ever handed out */
 	uint32_t free;	    /* list of unused ones */
 	uint32_t live;	    /* entries that are not gone */

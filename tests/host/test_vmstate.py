@@ -241,6 +241,16 @@ def test_save_and_load(bed, buses):
         bus.call(owner, "Load", "array:byte:" + ",".join(map(str, b"[0]\n")))
         assert bus.helpers()["vmferry-web1"]["migrated"] == 0
         assert sum("mark=100 " in line for line in bed.a.conntrack("-m", "100")) == 3
+        # Load makes entries unheard: they are known afterwards, and their ends, and who comes then.
+        bed.a.run(CONNTRACK, "flush", "--address", guest.ip4)
+        wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] == 0)
+        bed.a.netns.sysctl({"net/netfilter/nf_conntrack_events": 2})
+        bus.call(owner, "Load", "array:byte:" + ",".join(map(str, proxmox.encode())))
+        wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] == 3)
+        bed.a.run(CONNTRACK, "apply", "--address", guest.ip4, "--settle=1", input=lines[3])
+        wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] == 4)
+        bed.a.run(CONNTRACK, "flush", "--address", guest.ip4)
+        wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] == 0)
     finally:
         process.terminate()
         assert process.wait(10) == 0, process.stderr.read()
