@@ -33,10 +33,20 @@ static uint32_t property(sd_bus *bus, const char *owner, const char *interface, 
 	return value;
 }
 
+/* The policy of the bus says who may (data/org.qemu.VMState1.conf): say what its refusal means. */
+static int refused(const sd_bus_error *error, int r, Error **err, const char *what)
+{
+	if (!sd_bus_error_has_name(error, SD_BUS_ERROR_ACCESS_DENIED))
+		return error_set(err, r, "Cannot %s: %s", what, error->message ? error->message : strerror(-r));
+	error_set(err, -EACCES, "Cannot %s: not permitted", what);
+	error_hint(err, "root alone may, see org.qemu.VMState1.conf");
+	return -EACCES;
+}
+
 /* Who owns or waits for the name. */
 static int owners(sd_bus *bus, char ***ret, Error **err)
 {
-	sd_bus_error error = SD_BUS_ERROR_NULL;
+	_cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
 	sd_bus_message *reply = NULL;
 	int r = sd_bus_call_method(bus, "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus",
 				   "ListQueuedOwners", &error, &reply, "s", VMSTATE_NAME);
@@ -46,22 +56,23 @@ static int owners(sd_bus *bus, char ***ret, Error **err)
 		r = sd_bus_message_read_strv(reply, ret);
 	else if (sd_bus_error_has_name(&error, "org.freedesktop.DBus.Error.NameHasNoOwner"))
 		r = 0;
-	if (r < 0)
-		error_set(err, r, "Cannot ask the bus for helpers: %s", error.message ? error.message : strerror(-r));
-	sd_bus_error_free(&error);
 	sd_bus_message_unref(reply);
-	return r < 0 ? r : 0;
+	return r < 0 ? refused(&error, r, err, "ask the bus for helpers") : 0;
 }
 
-/* The helper behind an owner. Return: whether it says who it is. */
-static bool ask(sd_bus *bus, const char *owner, Helper *ret)
+/* The helper behind an owner. Return: 1 when it says who it is, 0 when not, or -EACCES with @err set. */
+static int ask(sd_bus *bus, const char *owner, Helper *ret, Error **err)
 {
+	_cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
 	char *id = NULL;
+	int r = sd_bus_get_property_string(bus, owner, VMSTATE_PATH, VMSTATE_NAME, "Id", &error, &id);
 
-	if (sd_bus_get_property_string(bus, owner, VMSTATE_PATH, VMSTATE_NAME, "Id", NULL, &id) < 0)
-		return false;
+	if (sd_bus_error_has_name(&error, SD_BUS_ERROR_ACCESS_DENIED))
+		return refused(&error, r, err, "ask a helper who it is");
+	if (r < 0)
+		return 0;
 	*ret = (Helper){.owner = xstrdup(owner), .id = id};
-	return true;
+	return 1;
 }
 
 /* Return: 1 when it is there, 0 when not, or negative errno with @err set. */
@@ -73,26 +84,24 @@ static int find(sd_bus *bus, const char *id, Helper *ret, Error **err)
 	for (size_t i = 0; r >= 0 && all && all[i]; i++) {
 		_cleanup_(helper_done) Helper h = {};
 
-		if (!ask(bus, all[i], &h) || !streq(h.id, id))
+		r = ask(bus, all[i], &h, err);
+		if (r <= 0 || !streq(h.id, id))
 			continue;
 		*ret = h;
 		h = (Helper){};
 		return 1;
 	}
-	return r;
+	return r < 0 ? r : 0;
 }
 
 static int quit(sd_bus *bus, const Naming *naming, Helper *h, Error **err)
 {
-	sd_bus_error error = SD_BUS_ERROR_NULL;
+	_cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
 	int r;
 
 	h->migrated = property(bus, h->owner, naming->interface, "NumMigratedEntries");
 	r = sd_bus_call_method(bus, h->owner, VMSTATE_PATH, naming->interface, "Quit", &error, NULL, NULL);
-	if (r < 0)
-		error_set(err, r, "%s does not quit: %s", h->id, error.message ? error.message : strerror(-r));
-	sd_bus_error_free(&error);
-	return r;
+	return r < 0 ? refused(&error, r, err, "have it quit") : r;
 }
 
 static int open_bus(const Naming *naming, sd_bus **ret, Error **err)
@@ -164,7 +173,8 @@ static int print_all(const Tool *tool, sd_bus *bus, const char *id, size_t *ret_
 	for (size_t i = 0; r >= 0 && all && all[i]; i++) {
 		_cleanup_(helper_done) Helper h = {};
 
-		if (!ask(bus, all[i], &h) || (id && !streq(h.id, id)))
+		r = ask(bus, all[i], &h, err);
+		if (r <= 0 || (id && !streq(h.id, id)))
 			continue;
 		print(tool, bus, &h);
 		(*ret_n)++;

@@ -255,7 +255,7 @@ static int export(Service *s, Error **err)
 	if (r >= 0)
 		return 0;
 	error_set(err, r, "Cannot own %s on the bus: %s", VMSTATE_NAME, strerror(-r));
-	error_hint(err, "see that the bus has the policy org.qemu.VMState1.conf");
+	error_hint(err, "root alone may, where the bus has the policy org.qemu.VMState1.conf");
 	return r;
 }
 

@@ -48,6 +48,14 @@ def test_real_moves_are_measured():
     assert len(result["bulk"]) == 2 and all(r["gap_ms"] > 0 and r["invalid"] == 0 for r in result["bulk"])
 
 
+def test_the_pause_in_qemus_stream_is_measured():
+    """Three moves of one guest: with nothing, with our helper, and with conntrack(8) run by Save."""
+    rows = json.loads(bench("--json", "--section=stream"))["stream"]
+    assert [r["what"] for r in rows] == ["without", "vmferry-vmstate", "conntrack -L in Save"]
+    assert all(0 < r["pause_ms"] < r["wall_ms"] for r in rows)
+    assert [r["carried"] for r in rows] == [0, 10000 // SCALE, 10000 // SCALE]
+
+
 def test_a_table_is_printed():
     text = bench("--section=apply")
     assert "made a second" in text and "400000" in text

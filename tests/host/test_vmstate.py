@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -288,3 +289,30 @@ def test_proxmox_names(bed, buses):
 def test_wrong_use(bed, buses, words, status, said):
     done = buses[bed.a].tool(*words, check=False)
     assert done.returncode == status and said in done.stderr, done
+
+
+AS_NOBODY = "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); os.execve(int(sys.argv[1]), sys.argv[2:], os.environ)"
+
+
+def test_permission(bed, buses):
+    """Root alone: another is told so, whether a helper is there or not, and it goes on."""
+    bus, guest = buses[bed.a], Guest()
+
+    def as_nobody(*words):
+        program = os.open(TOOL, os.O_RDONLY)
+        address = bus.address.replace("path", "abstract")  # the directory is root's
+        try:
+            return bed.a.run(sys.executable, "-c", AS_NOBODY, str(program), TOOL, *words, f"--bus={address}", check=False, pass_fds=[program])
+        finally:
+            os.close(program)
+
+    def refused(done):
+        return done.returncode == 1 and ("not permitted" in done.stderr or "run as root" in done.stderr) and done
+    begin = [["run", "web1", f"--address={guest.ip4}"], ["start", "web1", f"--address={guest.ip4}"]]
+    assert all(refused(as_nobody(*words)) for words in begin)
+    bus.tool("start", "web1", f"--address={guest.ip4}")
+    for words in [*begin[1:], ["stop", "web1"], ["status"], ["status", "web1"]]:
+        done = as_nobody(*words)
+        assert refused(done) and "root alone may" in done.stderr and not done.stdout, (words, done)
+    assert set(bus.helpers()) == {"vmferry-web1"}
+    bus.tool("stop", "web1")

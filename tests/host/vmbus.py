@@ -2,6 +2,7 @@
 """A message bus for each host, and vmferry-vmstate on it: what tests and the bench share."""
 
 import json
+import pathlib
 import select
 import subprocess
 import time
@@ -11,21 +12,29 @@ from testbed import BUILD
 TOOL = BUILD / "src/companions/vmferry-vmstate"
 CONNTRACK = BUILD / "src/companions/vmferry-conntrack"
 
+# As the system bus is set up, with the policy that is installed.
 CONFIG = """<busconfig>
   <type>system</type>
   <listen>unix:path={path}</listen>
+  <listen>unix:abstract={path}</listen>
   <auth>EXTERNAL</auth>
   <policy context="default">
     <allow user="*"/>
+    <deny own="*"/>
+    <deny send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+    <allow send_destination="org.freedesktop.DBus"/>
   </policy>
-  <policy user="root">
-    <allow own="org.qemu.VMState1"/>
-    <allow send_destination="*"/>
-    <allow receive_sender="*"/>
-    <allow eavesdrop="false"/>
-  </policy>
+  <include>{policy}</include>
 </busconfig>
 """
+POLICY = pathlib.Path(__file__).resolve().parents[2] / "data/org.qemu.VMState1.conf"
 
 
 class Bus:
@@ -34,7 +43,7 @@ class Bus:
     def __init__(self, host):
         self.host, path = host, host.dir / "bus"
         config = host.dir / "bus.conf"
-        config.write_text(CONFIG.format(path=path))
+        config.write_text(CONFIG.format(path=path, policy=POLICY))
         self.address = f"unix:path={path}"
         self.process = host.popen("dbus-daemon", f"--config-file={config}", "--nofork", "--print-address", stdout=subprocess.PIPE)
         assert self.process.stdout.readline()
