@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -634,25 +633,6 @@ def test_record_of_a_former_upgrade(home):
     state["generation"] += 1
     path.write_text(json.dumps(state))
     strike(home, "START_UPGRADE:before:self", home.other())
-
-
-@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
-@pytest.mark.long
-@pytest.mark.parametrize("point", ["START_UPGRADE:after", "COMMIT_NEW:after", "KILL_OLD:after"])
-def test_reboot(bed, home, point):
-    """The power fails when both QEMUs are there: nothing of it is left, the VM starts as ever, its images are sound."""
-    (bed.a.runtime / "fault").write_text(point + ":reboot\n")
-    mover = bed.a.popen("vmferry", "upgrade", "web1", "--binary", home.other(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: not (bed.a.runtime / "fault").exists())
-    mover.kill()
-    wait_until(lambda: mover.poll() is not None)
-    for pid, line in bed.a.processes().items():  # the parent first, so that no keeper comes back
-        if line.endswith(" web1") or "guest=web1," in line:
-            os.kill(pid, signal.SIGKILL)
-    shutil.rmtree(bed.a.runtime / "web1")
-    home.boot_again()
-    for image in ("vda.qcow2",):
-        command("qemu-img", "check", "-U", "-q", str(bed.a.dir / image))
 
 
 def running(home):
