@@ -367,16 +367,22 @@ static unsigned int flags_from_file(Keeper *k, unsigned int flags)
 	return flags;
 }
 
-/* A keeper before us in this boot: its state file. Return: whether there was one. */
-static bool load_state(Keeper *k)
+json_object *keeper_read_state(const char *name)
 {
-	_cleanup_free_ char *path = runtime_path(k->name, "state"), *text = NULL;
-	_cleanup_json_ json_object *o = NULL;
-	const char *state, *reason;
-	uint64_t generation, port;
+	_cleanup_free_ char *path = runtime_path(name, "state"), *text = NULL;
 	size_t len;
 
-	if (file_read(path, 4096, &text, &len) < 0 || !(o = json_parse(text, len)))
+	return file_read(path, 4096, &text, &len) < 0 ? NULL : json_parse(text, len);
+}
+
+/* A keeper before us in this boot. Return: whether there was one. */
+static bool load_state(Keeper *k)
+{
+	_cleanup_json_ json_object *o = keeper_read_state(k->name);
+	const char *state, *reason;
+	uint64_t generation, port;
+
+	if (!o)
 		return false;
 	if (json_get_u64(o, "graphics_port", &port) && port <= UINT16_MAX)
 		k->viewers_port = (unsigned int)port;

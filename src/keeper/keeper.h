@@ -185,6 +185,8 @@ void keeper_set_state(Keeper *k, VmState state, const char *reason);
 void keeper_keep_state(Keeper *k, VmState state, const char *reason);
 /** keeper_save_state() - write the state file; its "generation" says which QEMU has the guest. Return: 0 or errno */
 int keeper_save_state(Keeper *k);
+/** keeper_read_state() - the state file of a VM's keeper; NULL: there is none */
+json_object *keeper_read_state(const char *name);
 /** keeper_history() - append a line to STATE_DIR/NAME/history; takes @details over, may be NULL */
 void keeper_history(Keeper *k, const char *event, json_object *details);
 /** keeper_leave() - end: answer who waits, remove the runtime directory, leave the loop */

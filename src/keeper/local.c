@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The other VMs of this host, by the definitions their keepers leave in the runtime directory. */
+/* The other VMs of this host, by what their keepers leave in the runtime directory. */
 #include "keeper/local.h"
 
 #include <dirent.h>
@@ -9,21 +9,28 @@
 
 typedef int (*Visit)(const VmDefinition *def, void *userdata, Error **err);
 
+static const char *next_name(DIR *dir, const char *except)
+{
+	struct dirent *entry;
+
+	while (dir && (entry = readdir(dir)))
+		if (vm_name_valid(entry->d_name) && !streq(entry->d_name, except))
+			return entry->d_name;
+	return NULL;
+}
+
 static int for_each(const char *except, Visit visit, void *userdata, Error **err)
 {
 	DIR *dir = opendir(runtime_dir());
-	struct dirent *entry;
+	const char *name;
 	int r = 0;
 
-	while (dir && r == 0 && (entry = readdir(dir))) {
+	while (r == 0 && (name = next_name(dir, except))) {
 		_cleanup_(vm_definition_freep)
 		VmDefinition *def = NULL;
-		_cleanup_free_ char *path = NULL;
+		_cleanup_free_ char *path = runtime_path(name, "definition");
 
-		if (!vm_name_valid(entry->d_name) || streq(entry->d_name, except))
-			continue;
-		path = runtime_path(entry->d_name, "definition");
-		if (vm_definition_load(entry->d_name, path, &def, NULL) >= 0)
+		if (vm_definition_load(name, path, &def, NULL) >= 0)
 			r = visit(def, userdata, err);
 	}
 	if (dir)
@@ -47,6 +54,22 @@ char **local_addresses(const char *except)
 
 	(void)for_each(except, collect, &all, NULL);
 	return all;
+}
+
+void local_ports(const char *except, unsigned int first, size_t n, bool *taken)
+{
+	DIR *dir = opendir(runtime_dir());
+	const char *name;
+
+	while ((name = next_name(dir, except))) {
+		_cleanup_json_ json_object *state = keeper_read_state(name);
+		uint64_t port;
+
+		if (state && json_get_u64(state, "graphics_port", &port) && port >= first && port - first < n)
+			taken[port - first] = true;
+	}
+	if (dir)
+		closedir(dir);
 }
 
 static const char *same_mac(const VmDefinition *a, const VmDefinition *b)

@@ -13,12 +13,26 @@
 #include <sys/socket.h>
 
 #include "basic/tcp.h"
+#include "keeper/local.h"
 #include "keeper/move.h"
 
 #define PORT_FIRST 5900 /* the number that VNC's displays are counted from */
 #define PORT_LAST 6099
 #define QUEUE 64 /* a SPICE client makes about ten connections at once */
 #define FD_NAME "vmferry-viewer"
+
+/* A port of another VM is that VM's also while its keeper is away, and nobody listens there. */
+static int listen_anywhere(const Keeper *k, const char *listen)
+{
+	bool taken[PORT_LAST - PORT_FIRST + 1] = {};
+	int fd = -EADDRINUSE;
+
+	local_ports(k->name, PORT_FIRST, ARRAY_SIZE(taken), taken);
+	for (unsigned int i = 0; fd == -EADDRINUSE && i < ARRAY_SIZE(taken); i++)
+		if (!taken[i])
+			fd = tcp_listen(listen, PORT_FIRST + i, PORT_FIRST + i, QUEUE);
+	return fd;
+}
 
 int viewers_listen(const Keeper *k, const VmDefinition *def, int *ret, Error **err)
 {
@@ -30,10 +44,10 @@ int viewers_listen(const Keeper *k, const VmDefinition *def, int *ret, Error **e
 	if (def->graphics == GRAPHICS_NONE ||
 	    (here && (!port || port == here) && streq_null(k->def->graphics_listen, listen)))
 		return 0;
-	if (!port && k->viewers_port)
-		fd = tcp_listen(listen, k->viewers_port, k->viewers_port, QUEUE);
-	if (fd == -EADDRINUSE)
-		fd = tcp_listen(listen, port ? port : PORT_FIRST, port ? port : PORT_LAST, QUEUE);
+	if (port || k->viewers_port)
+		fd = tcp_listen(listen, port ? port : k->viewers_port, port ? port : k->viewers_port, QUEUE);
+	if (fd == -EADDRINUSE && !port)
+		fd = listen_anywhere(k, listen);
 	if (fd >= 0) {
 		*ret = fd;
 		return 0;

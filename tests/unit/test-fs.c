@@ -18,6 +18,7 @@
 #include "basic/fd.h"
 #include "basic/fs.h"
 #include "basic/paths.h"
+#include "basic/tcp.h"
 #include "basic/text.h"
 
 static char *dir;
@@ -210,6 +211,24 @@ static void test_unix_sockets(void **state)
 	fd_close(listening);
 }
 
+static void test_ports(void **state)
+{
+	int any = tcp_listen("127.0.0.1", 0, 0, 1), up, down;
+	unsigned int port = tcp_port(any);
+
+	(void)state;
+	assert_true(any >= 0 && port > 0);
+	assert_int_equal(tcp_port(-1), 0);
+	assert_int_equal(tcp_listen("127.0.0.1", port, port, 1), -EADDRINUSE);
+	assert_int_equal(tcp_listen("localhost", port, port, 1), -EINVAL);
+	up = tcp_listen("127.0.0.1", port, port + 1000, 1);
+	down = tcp_listen("127.0.0.1", port, port - 1000, 1);
+	assert_true(up >= 0 && tcp_port(up) > port && down >= 0 && tcp_port(down) < port);
+	fd_close(down);
+	fd_close(up);
+	fd_close(any);
+}
+
 static void test_paths(void **state)
 {
 	_cleanup_free_ char *a = NULL, *b = NULL;
@@ -231,7 +250,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_write_read), TEST(test_read_limits), TEST(test_write_fails),	TEST(test_write_atomic),
-		TEST(test_dirs),       TEST(test_lock),	       TEST(test_unix_sockets), TEST(test_paths),
+		TEST(test_dirs),       TEST(test_lock),	       TEST(test_unix_sockets), TEST(test_ports),
+		TEST(test_paths),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
