@@ -39,6 +39,7 @@ class Seed:
     faults: int = 2
     attempts: int = 1
     lease: int = 0
+    gone: int = 0
     paused: int = 0
 
 
@@ -78,7 +79,7 @@ MOVE_SEEDS = [
     Seed("the target waits for ever", [("T_WAIT", "LINK_LOST", "", "T_WAIT", [])]),
     Seed("Outcome does not force a decision", [("T_WAIT", "OUTCOME", "", "T_WAIT", [])]),
     Seed("stuck when GONE cannot be written", [("S_GONE", "ACTION_FAILED", "", "S_GONE", [])]),
-    Seed("stuck when ABORTED cannot be written", frame="ABORTED_MUST_BE"),
+    Seed("ABORTED over COMMITTED is not tried again", [("T_ABORT", "RETRY", "JOURNAL_ABORTED", "T_ABORT", [])], gone=1, faults=3),
     Seed("lease released while QEMU may resume", [("S_PERFORM", "PRE_SWITCHOVER", "", "S_HOLD", ["RELEASE_LEASE"])], lease=1),
     Seed("the guest resumes without its lease", [("S_NEVER_LEASE", "ENTER", "", "S_NEVER_RECORD", [])], lease=1),
     Seed("Finish without having given the lease back", [("S_RELEASE", "ACTION_FAILED", "", "S_SEND", [])], faults=3, lease=1),

@@ -298,6 +298,7 @@ inline do_FLUSH() { skip }
 inline do_NOTE() { skip }
 inline do_FORGET() { must(REC(h, id[h]) == R_GONE, "Forget before GONE\n") }
 inline do_SETTLE() { soon[h] = EV_SETTLED }
+inline do_TRY_LATER() { soon[h] = EV_RETRY }
 inline do_CONT_BACK() { do_RESUME() }
 inline do_SEND_ABORT() { tell(M_ABORT) }
 
@@ -415,7 +416,7 @@ inline do_END()
 	(a == DO_CONNECT || a == DO_HELLO || a == DO_PROVE || a == DO_SEND_PREPARE || a == DO_OPEN_DATA ||             \
 	 a == DO_PREALLOCATE || a == DO_START_QEMU || a == DO_ARM_GATE || a == DO_PREPARE_REPLY || a == DO_JOURNAL_COMMIT ||               \
 	 a == DO_JOURNAL_OWNER || a == DO_JOURNAL_GONE || a == DO_JOURNAL_COMMITTED || (LEASE && a == DO_RELEASE_LEASE) ||  \
-	 a == DO_JOURNAL_ABORTED && (SEED_ABORTED_MUST_BE || REC(h, id[h]) == R_COMMITTED))
+	 a == DO_JOURNAL_ABORTED && REC(h, id[h]) == R_COMMITTED)
 
 #define cannot(a) (a == DO_ACQUIRE_LEASE && !lease_can_be_had || a == DO_RETAKE_LEASE && !lease_can_be_retaken)
 
@@ -843,13 +844,11 @@ end:
 
 /*
  * A host is gone for good. The other one runs the guest; or the guest was the lost host's; or only a person can go on: the
- * lost one has taken the lease; or it was the source, and here ABORTED cannot be written over COMMITTED, which only its
- * Outcome would try again. Without a lease it takes the operator's word to get out of doubt, given above.
+ * lost one has taken the lease. Without a lease it takes the operator's word to get out of doubt, given above.
  */
-#define needs_a_person(host) (lease_is_lost(host) || state[host] == T_ABORT && standing(host) == R_COMMITTED)
 #define survives(host)                                                                                                 \
-	must(needs_a_person(host) || clean(host), "at the end: something is left over\n");                             \
-	must(needs_a_person(host) || OFFLINE || runs(host) == owner(host), "at the end: none runs\n")
+	must(lease_is_lost(host) || clean(host), "at the end: something is left over\n");                             \
+	must(lease_is_lost(host) || OFFLINE || runs(host) == owner(host), "at the end: none runs\n")
 
 active proctype clock()
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "keeper/fault.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -94,35 +95,40 @@ static const char *take_line(char *text, const char *when, const char *action, c
 	return victim;
 }
 
-static void strike(Move *m, const char *victim, const char *when, const char *action)
+static int strike(Move *m, const char *victim, const char *when, const char *action)
 {
+	if (streq(victim, "fail")) {
+		log_warning("fault: %s fails", action);
+		return -EIO;
+	}
 	for (size_t i = 0; i < ARRAY_SIZE(victims); i++)
 		if (streq(victims[i].name, victim)) {
 			log_warning("fault: %s %s %s", victim, when, action);
 			victims[i].strike(m);
 		}
+	return 0;
 }
 
-static void fault_from_file(Move *m, const char *when, const char *action)
+static int fault_from_file(Move *m, const char *when, const char *action)
 {
 	_cleanup_free_ char *path = xasprintf("%s/fault", runtime_dir()), *text = NULL;
 	const char *victim;
 	char *rest;
 
 	if (file_read(path, 256, &text, NULL) < 0)
-		return;
+		return 0;
 	victim = take_line(text, when, action, &rest);
 	if (!victim)
-		return;
+		return 0;
 	if (rest && *rest)
 		(void)file_write(path, rest, strlen(rest), 0600, false);
 	else
 		(void)unlink(path);
-	strike(m, victim, when, action);
+	return strike(m, victim, when, action);
 }
 
 /* A test that listens is told and does what it likes, while nothing happens here; then it says what we do ourselves. */
-static void fault_from_test(Move *m, const char *when, const char *action)
+static int fault_from_test(Move *m, const char *when, const char *action)
 {
 	_cleanup_free_ char *path = xasprintf("%s/fault.socket", config_dir());
 	_cleanup_free_ char *text = xasprintf("%s:%s:%s\n", m->k->name, action, when);
@@ -131,18 +137,18 @@ static void fault_from_test(Move *m, const char *when, const char *action)
 	ssize_t n;
 
 	if (fd < 0 || fd_write_all(fd, text, strlen(text)) < 0)
-		return;
+		return 0;
 	n = fd_read_all(fd, victim, sizeof(victim) - 1);
 	victim[n > 0 ? n : 0] = '\0';
-	strike(m, victim, when, action);
+	return strike(m, victim, when, action);
 }
 
-void fault_point(Move *m, MoveAction action, bool before)
+int fault_point(Move *m, MoveAction action, bool before)
 {
 	const char *when = before ? "before" : "after";
+	int r = fault_from_file(m, when, identifiers[action]), q = fault_from_test(m, when, identifiers[action]);
 
-	fault_from_file(m, when, identifiers[action]);
-	fault_from_test(m, when, identifiers[action]);
+	return r < 0 ? r : q;
 }
 
 #endif

@@ -60,6 +60,7 @@ static const MoveDo actions[] = {
 	[MOVE_DO_CONT_NEW] = do_cont_new,
 	[MOVE_DO_KILL_NEW] = do_kill_new,
 	[MOVE_DO_CLEAR_NEW] = do_clear_new,
+	[MOVE_DO_TRY_LATER] = do_try_later,
 };
 static_assert(ARRAY_SIZE(actions) == _MOVE_ACTION_MAX, "a function for every action");
 
@@ -275,11 +276,12 @@ static int run_actions(Move *m, const MoveRow *row)
 
 		log_debug("migration: %s", move_action_name(row->actions[i]));
 		assert_legal(m, row->actions[i]);
-		fault_point(m, row->actions[i], true);
-		r = actions[row->actions[i]](m);
+		r = fault_point(m, row->actions[i], true);
+		if (r >= 0)
+			r = actions[row->actions[i]](m);
 		if (r < 0)
 			return r;
-		fault_point(m, row->actions[i], false);
+		(void)fault_point(m, row->actions[i], false);
 	}
 	return 0;
 }

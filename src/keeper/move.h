@@ -89,6 +89,7 @@ struct Move {
 	unsigned int settle_tries;
 	bool cont_due; /* cont is sent to the QEMU that goes on here, and not answered */
 	unsigned int reconnects;
+	unsigned int retries; /* of an action that failed */
 	uint64_t lease_generation; /* at which the source gives the lease up; 0: there is none */
 	sd_event_source *retry_timer;
 	uint64_t ram_total, ram_transferred, ram_remaining, dirty_rate, rate, predicted_pause_ms;
@@ -321,6 +322,7 @@ int do_kill_old(Move *m);
 int do_cont_new(Move *m);
 int do_kill_new(Move *m);
 int do_clear_new(Move *m);
+int do_try_later(Move *m);
 
 /* ---- admit.c ---- */
 /**

@@ -8,6 +8,9 @@
 #include "keeper/tls.h"
 #include "qemu/tap.h"
 
+#define RETRY_FIRST_USEC (1 * USEC_PER_SEC)
+#define RETRY_MOST_USEC (60 * USEC_PER_SEC)
+
 static const unsigned int announce_ms[] = {0, 50, 200, 450, 800};
 
 /* ---- owner ---- */
@@ -110,6 +113,26 @@ int do_journal_aborted(Move *m)
 		r = target_tombstone(m->k, m->id, &err);
 	move_error(m, err);
 	return record && record->kind == JOURNAL_COMMITTED ? r : 0;
+}
+
+static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	Move *m = userdata;
+
+	(void)usec;
+	m->retry_timer = sd_event_source_disable_unref(source);
+	move_event(m, MOVE_EV_RETRY);
+	return 0;
+}
+
+int do_try_later(Move *m)
+{
+	uint64_t pause = RETRY_FIRST_USEC << (m->retries < 6 ? m->retries : 6);
+
+	m->retries++;
+	m->retry_timer = sd_event_source_disable_unref(m->retry_timer);
+	return sd_event_add_time_relative(m->k->event, &m->retry_timer, CLOCK_MONOTONIC,
+					  pause < RETRY_MOST_USEC ? pause : RETRY_MOST_USEC, 0, on_retry, m);
 }
 
 int do_say_never(Move *m)

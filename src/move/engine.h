@@ -103,7 +103,8 @@
 	X(CONT_ERROR, "cont-error", "cont was answered with an error: no vCPU ran")                          \
 	X(QEMU_GONE, "qemu-gone", "the killed QEMU is reaped")                                               \
 	X(UPGRADE, "upgrade", "a person asks for a newer QEMU here")                                         \
-	X(NEW_DEAD, "new-dead", "the new QEMU ended before the guest was its own")
+	X(NEW_DEAD, "new-dead", "the new QEMU ended before the guest was its own")                           \
+	X(RETRY, "retry", "time to try what failed once more")
 
 /* X(identifier, name) */
 #define MOVE_ACTIONS(X)                      \
@@ -154,7 +155,8 @@
 	X(KILL_OLD, "SIGKILL the old QEMU")  \
 	X(CONT_NEW, "cont the new QEMU")     \
 	X(KILL_NEW, "SIGKILL the new QEMU")  \
-	X(CLEAR_NEW, "record the old generation")
+	X(CLEAR_NEW, "record the old generation") \
+	X(TRY_LATER, "try again later")
 
 /* X(identifier, bit) what the executor knows at the time of an event */
 #define MOVE_FACTS(X)                                                          \

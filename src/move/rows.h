@@ -220,8 +220,10 @@ ROW(T_RESUMING, QEMU_DEAD, 0, 0, T_OWNER, SAY_LOST)
 
 ROW(T_ABORT, ENTER, 0, 0, T_KILL, JOURNAL_ABORTED)
 ROW(T_ABORT, RESTART, 0, 0, T_KILL, JOURNAL_ABORTED)
-/* The record could not be written, so nothing was said: the source asks again. */
+/* The record could not be written, so nothing was said: when the source asks again, and by itself, in case that never does. */
+ROW(T_ABORT, ACTION_FAILED, 0, 0, T_ABORT, TRY_LATER)
 ROW(T_ABORT, OUTCOME, 0, 0, T_KILL, JOURNAL_ABORTED)
+ROW(T_ABORT, RETRY, 0, 0, T_KILL, JOURNAL_ABORTED)
 ROW(T_KILL, ENTER, F(ALIVE), 0, T_REAP, KILL_QEMU)
 ROW(T_KILL, ENTER, 0, F(ALIVE), T_NEVER, NOTHING)
 ROW(T_REAP, ENTER, 0, F(ALIVE), T_NEVER, NOTHING)

@@ -3,8 +3,11 @@
 person, notes of VMs that moved. Needs a build with -Dfaults=true.
 """
 
+import fcntl
+import os
 import re
 import shutil
+import struct
 import time
 
 import pytest
@@ -130,6 +133,30 @@ def test_target_gone_and_it_had_run(pair):
     assert refused.returncode == 1 and "web1" in refused.stderr, refused
     shutil.rmtree(there.state / "web1")
     here.migrate("web1", there, "--transport=tcp")
+
+
+def test_never_is_written_by_itself(pair):
+    """The target cannot resume the guest, nor write that it will not, and nobody asks: it tries again until it can."""
+    here, there = pair.here, pair.there
+    with open(pair.disk, "r+b") as image:
+
+        def lock():
+            """QEMU's lock on an image: byte 201 says that nobody else may write."""
+            fcntl.fcntl(image, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 201, 1, 0))
+            go_down(here)
+
+        pair.injector.begin({(there, "CONT", "before"): lock, (there, "JOURNAL_ABORTED", "before"): lambda: "fail"})
+        pair.start_migration()
+        pair.wait_client()
+        assert pair.injector.wait(lambda: (there, "END", "after") in pair.injector.seen)
+    assert [action for host, action, when in pair.injector.seen if host is there][-1] == "END"
+    assert pair.injector.seen.count((there, "JOURNAL_ABORTED", "before")) == 2
+    assert (there, "TRY_LATER", "after") in pair.injector.seen
+    assert there.wait_clean() == []
+    pair.rebooted.add(here)
+    come_up(here, "web1")
+    assert pair.settle() == [here]
+    assert wait_beats(here)[0] != pair.beat[0]
 
 
 def test_a_person_says_it_runs_there(pair):
