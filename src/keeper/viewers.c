@@ -58,6 +58,9 @@ int viewers_listen(const Keeper *k, const VmDefinition *def, int *ret, Error **e
 		return error_set(err, fd, "graphics: all ports of %s from %d to %d are taken", listen, PORT_FIRST,
 				 PORT_LAST);
 	error_set(err, fd, "graphics: port %u of %s is taken", port, listen);
+	if (port == here)
+		error_hint(err, "by this VM itself, for %s: change the port as well, or stop it first",
+			   k->def->graphics_listen);
 	error_hint(err, "ss -ltnp there says by whom; without port in graphics {} a free one is found");
 	return fd;
 }

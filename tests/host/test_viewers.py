@@ -178,6 +178,10 @@ def test_chosen_port(bed, vm, tmp_path):
         viewer(bed.a, name).close()
     assert bed.a.vmferry_json("upgrade", name, f"--to-definition={there}")["status"] == "completed"
     assert port_of(bed.a, name) == 5978
+    elsewhere = tmp_path / "elsewhere.vm"
+    elsewhere.write_text(there.read_text().replace("127.0.0.1", "0.0.0.0"))
+    refused = bed.a.vmferry("upgrade", name, f"--to-definition={elsewhere}", check=False)
+    assert refused.returncode == 1 and "by this VM itself, for 127.0.0.1" in refused.stderr, refused
     with pytest.raises(ConnectionRefusedError):
         connect(bed.a, 5977)
     with bed.b.netns.entered(), socket.create_server(("127.0.0.1", 5978)):
@@ -197,7 +201,7 @@ def test_chosen_port(bed, vm, tmp_path):
 
 def test_crowd(bed, vm):
     """Clients that say nothing hold nobody up."""
-    name = vm()
+    name = vm(listen="::")
     port = port_of(bed.a, name)
     crowd = [connect(bed.a, port) for _ in range(100)]
     assert bed.a.status(name)["state"] == "running"
