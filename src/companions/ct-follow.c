@@ -19,6 +19,7 @@ typedef struct Following {
 	uint64_t records, bytes;
 	uint64_t dumps; /* as last said */
 	bool switching; /* told to; once the first dump is there */
+	size_t marks;	/* asked for before that */
 	bool polled;	/* a table without events */
 } Following;
 
@@ -60,6 +61,16 @@ static int switch_now(Following *f)
 	return f->dumps ? sd_event_exit(f->event, 0) : 0;
 }
 
+/* All that has changed until now, and a batch of no records behind it: who asked knows that it is there. */
+static int write_mark(Following *f)
+{
+	int r = ct_follow_drain(f->follow);
+
+	if (r >= 0)
+		r = write_deltas(f);
+	return r < 0 ? r : output_begun(STDOUT_FILENO, tool_format(f->tool, FORMAT_WIRE));
+}
+
 /* All that a dump found is written. */
 static int after_dump(Following *f, uint64_t dumps)
 {
@@ -67,6 +78,8 @@ static int after_dump(Following *f, uint64_t dumps)
 
 	say(f, f->dumps ? "resynced" : "complete");
 	f->dumps = dumps;
+	for (; r >= 0 && f->marks; f->marks--)
+		r = write_mark(f);
 	return r >= 0 && f->switching ? switch_now(f) : r;
 }
 
@@ -105,14 +118,23 @@ static int on_signal(_unused_ sd_event_source *s, const struct signalfd_siginfo 
 	}
 }
 
+/* A byte asks for a mark, the end of it is the switch. */
 static int on_stdin(sd_event_source *s, int fd, _unused_ uint32_t revents, void *userdata)
 {
+	Following *f = userdata;
 	char bytes[256];
+	ssize_t n = read(fd, bytes, sizeof(bytes));
+	int r = 0;
 
-	if (read(fd, bytes, sizeof(bytes)) > 0)
-		return 0;
-	sd_event_source_set_enabled(s, SD_EVENT_OFF);
-	return switch_now(userdata);
+	if (n <= 0) {
+		sd_event_source_set_enabled(s, SD_EVENT_OFF);
+		return switch_now(f);
+	}
+	if (!f->dumps)
+		f->marks += (size_t)n;
+	for (; f->dumps && r >= 0 && n > 0; n--)
+		r = write_mark(f);
+	return r < 0 ? sd_event_exit(f->event, r) : 0;
 }
 
 static int watch_signals(Following *f)

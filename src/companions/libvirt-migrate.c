@@ -26,11 +26,15 @@ typedef struct Migrate {
 	Destination *from, *to; /* NULL: here */
 	bool hard;		/* libvirt leaves it paused */
 	bool resume;		/* which it is not to stay */
-	Helper *virsh, *follow, *receive, *cancel;
+	uint64_t hold;		/* microseconds it is left paused at most */
+	Helper *virsh, *follow, *receive, *cancel, *flush, *resume_here;
+	Watch *watch;  /* on the source */
 	int switch_fd; /* closing it is the switch */
-	sd_event_source *late, *again;
+	sd_event_source *late, *again, *bound;
 	int status; /* of virsh */
 	bool virsh_ended, arrived, running, failed;
+	bool resumed_here;
+	bool leaving; /* the source has stopped it */
 	uint64_t begin;
 	json_object *result; /* what receive said last */
 } Migrate;
@@ -38,10 +42,14 @@ typedef struct Migrate {
 static void migrate_done(Migrate *m)
 {
 	fd_close(m->switch_fd);
+	watch_free(m->watch);
 	helper_free(m->virsh);
 	helper_free(m->follow);
 	helper_free(m->receive);
 	helper_free(m->cancel);
+	helper_free(m->flush);
+	helper_free(m->resume_here);
+	sd_event_source_disable_unref(m->bound);
 	sd_event_source_disable_unref(m->again);
 	sd_event_source_disable_unref(m->late);
 	sd_event_unref(m->event);
@@ -170,6 +178,7 @@ static int read_words(Migrate *m, Error **err)
 		return error_set(err, -EINVAL, "migrate takes DOMAIN DEST-URI [VIRSH-OPTION...]");
 	m->domain = args[0];
 	m->desturi = args[1];
+	m->hold = tool_number(m->tool, "bound", LIBVIRT_BOUND_MSEC) * USEC_PER_MSEC;
 	m->hard = !streq(tool_text(m->tool, "gate", "hard"), "soft");
 	for (size_t i = 2; args[i]; i++) {
 		const char *dname = startswith(args[i], "--dname=");
@@ -193,14 +202,130 @@ static int read_words(Migrate *m, Error **err)
 
 /* ---- the three of them ---- */
 
+/* ---- the end on the source ---- */
+
+static char **conntrack_words(const Migrate *m, const char *verb)
+{
+	char **words = NULL;
+
+	strv_push(&words, xstrdup("vmferry-conntrack"));
+	strv_push(&words, xstrdup(verb));
+	strv_push(&words, xstrdup("--json"));
+	for (size_t i = 0; m->known.addresses && m->known.addresses[i]; i++)
+		strv_add(&words, "--address=%s", m->known.addresses[i]);
+	for (size_t i = 0; i < 2; i++) {
+		static const char *const keys[] = {"mark", "zone"};
+		const char *text = tool_text(m->tool, keys[i], NULL);
+
+		if (text)
+			strv_add(&words, "--%s=%s", keys[i], text);
+	}
+	return words;
+}
+
+static void end_if_over(Migrate *m);
+
+static void on_flushed(_unused_ Helper *h, int status, void *userdata)
+{
+	if (status != 0)
+		warn("entries stay on the source", "");
+	end_if_over(userdata);
+}
+
+/* Once the guest runs there for good; not while follow would take it for news, which the target is to hear of. */
+static void start_flush(Migrate *m)
+{
+	static const HelperHandlers handlers = {.ended = on_flushed};
+	bool moved = m->running || (m->virsh_ended && m->status == 0);
+	_cleanup_strv_ char **words = NULL, **argv = NULL, **spare = NULL;
+	_cleanup_error_ Error *err = NULL;
+
+	if (!moved || m->flush || helper_running(m->follow))
+		return;
+	words = conntrack_words(m, "flush");
+	/* Connections with guests that are still here are theirs, too: the firewall here goes on seeing them. */
+	spare = domain_neighbours(m->uri, &m->known);
+	for (size_t i = 0; spare && spare[i]; i++)
+		strv_add(&words, "--spare=%s", spare[i]);
+	if (command_on(m->from, words, &argv, &err) < 0 || helper_start(m->event,
+									&(HelperSpec){.name = "vmferry-conntrack flush",
+										      .argv = argv,
+										      .in = -1,
+										      .out = -1,
+										      .err = -1,
+										      .handlers = &handlers,
+										      .userdata = m},
+									&m->flush, &err) < 0)
+		warn("entries stay on the source: ", err->message);
+}
+
+/* ---- the switch ---- */
+
 static void switch_now(Migrate *m)
 {
 	m->switch_fd = fd_close(m->switch_fd);
 }
 
+/* ---- whoever was to resume it does not ---- */
+
+static void on_resume_line(_unused_ Helper *h, char *line, void *userdata)
+{
+	Migrate *m = userdata;
+
+	m->resumed_here |= startswith(line, "running") && !m->running;
+	m->running |= m->resumed_here;
+}
+
+static void on_resume_ended(_unused_ Helper *h, _unused_ int status, void *userdata)
+{
+	switch_now(userdata);
+	end_if_over(userdata);
+}
+
+/* Never leave it paused. That it runs already is no harm. */
+static int on_bound(_unused_ sd_event_source *s, _unused_ uint64_t usec, void *userdata)
+{
+	static const HelperHandlers handlers = {.line = on_resume_line, .ended = on_resume_ended};
+	_cleanup_free_ char *name = NULL;
+	_cleanup_strv_ char **argv = NULL;
+	_cleanup_error_ Error *err = NULL;
+	Migrate *m = userdata;
+
+	if (m->running || m->resume_here)
+		return 0;
+	name = virsh_quote(m->dname ?: m->known.name);
+	argv = virsh_words(m->desturi);
+	strv_add(&argv, "resume %s; domstate %s", name, name);
+	if (helper_start(m->event,
+			 &(HelperSpec){.name = "virsh resume",
+				       .argv = argv,
+				       .in = -1,
+				       .out = HELPER_LINES,
+				       .err = -1,
+				       .handlers = &handlers,
+				       .userdata = m},
+			 &m->resume_here, &err) < 0)
+		warn("cannot resume it: ", err->message);
+	return 0;
+}
+
+static bool to_be_resumed(const Migrate *m)
+{
+	return m->hard && m->resume && !m->running && m->status == 0;
+}
+
+static bool any_running(const Migrate *m)
+{
+	return helper_running(m->follow) || helper_running(m->receive) || helper_running(m->flush) ||
+	       helper_running(m->resume_here);
+}
+
 static void end_if_over(Migrate *m)
 {
-	if (m->virsh_ended && !helper_running(m->follow) && !helper_running(m->receive))
+	start_flush(m);
+	if (m->virsh_ended && to_be_resumed(m) && !helper_running(m->receive))
+		(void)on_bound(NULL, 0, m);
+	if (m->virsh_ended && !any_running(m))
 		(void)sd_event_exit(m->event, 0);
 }
 
@@ -257,13 +382,18 @@ static void give_up(Migrate *m, const char *what)
 	(void)cancel(m);
 }
 
+/* Whoever is to end and does not, one after the other. */
 static int on_late(sd_event_source *s, uint64_t usec, void *userdata)
 {
 	Migrate *m = userdata;
 
-	if (!helper_running(m->follow))
+	if (helper_running(m->follow))
+		helper_signal(m->follow, SIGKILL); /* receive sees the end of it, and says what there is */
+	else if (m->receive)
+		m->receive = helper_free(m->receive);
+	else
 		return sd_event_exit(m->event, 0);
-	helper_signal(m->follow, SIGKILL); /* receive sees the end of it, and says what there is */
+	end_if_over(m);
 	(void)sd_event_source_set_time(s, usec + END_USEC);
 	return sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
 }
@@ -278,6 +408,8 @@ static void on_virsh_ended(_unused_ Helper *h, int status, void *userdata)
 		helper_signal(m->follow, SIGTERM); /* no mark at the end: receive deletes all again */
 	switch_now(m);
 	(void)sd_event_add_time_relative(m->event, &m->late, CLOCK_MONOTONIC, END_USEC, 0, on_late, m);
+	if (to_be_resumed(m))
+		(void)sd_event_add_time_relative(m->event, &m->bound, CLOCK_MONOTONIC, m->hold, 0, on_bound, m);
 	end_if_over(m);
 }
 
@@ -347,25 +479,6 @@ static int start_receive(Migrate *m, int in, Error **err)
 			    &m->receive, err);
 }
 
-static char **conntrack_words(const Migrate *m, const char *verb)
-{
-	char **words = NULL;
-
-	strv_push(&words, xstrdup("vmferry-conntrack"));
-	strv_push(&words, xstrdup(verb));
-	strv_push(&words, xstrdup("--json"));
-	for (size_t i = 0; m->known.addresses && m->known.addresses[i]; i++)
-		strv_add(&words, "--address=%s", m->known.addresses[i]);
-	for (size_t i = 0; i < 2; i++) {
-		static const char *const keys[] = {"mark", "zone"};
-		const char *text = tool_text(m->tool, keys[i], NULL);
-
-		if (text)
-			strv_add(&words, "--%s=%s", keys[i], text);
-	}
-	return words;
-}
-
 static int start_follow(Migrate *m, int out, Error **err)
 {
 	_cleanup_strv_ char **words = conntrack_words(m, "follow"), **argv = NULL;
@@ -392,9 +505,8 @@ static int start_follow(Migrate *m, int out, Error **err)
 /* receive's input: its line first, then what follow writes. */
 static int start_ends(Migrate *m, Error **err)
 {
-	uint64_t bound = tool_number(m->tool, "bound", LIBVIRT_BOUND_MSEC) * USEC_PER_MSEC;
 	_cleanup_json_ json_object *o =
-		transfer_json(m->tool, m->dname ?: m->known.name, m->known.addresses, m->hard && m->resume, bound);
+		transfer_json(m->tool, m->dname ?: m->known.name, m->known.addresses, m->hard && m->resume, m->hold);
 	_cleanup_fd_ int in = -1, out = -1;
 	_cleanup_free_ char *line = xasprintf("%s\n", json_text(o));
 	int pipes[2], r;
@@ -432,6 +544,33 @@ static int start_virsh(Migrate *m, Error **err)
 			    &m->virsh, err);
 }
 
+/* The source stops it: what has changed until now can go over while libvirt goes on. It may run again: a user's word.
+ */
+static void on_life(void *userdata, DomainLife life)
+{
+	Migrate *m = userdata;
+	bool leaving = life == LIFE_LEAVING || (m->leaving && life != LIFE_RUNNING);
+
+	if (leaving != m->leaving && m->switch_fd >= 0)
+		(void)!write(m->switch_fd, "m", 1); /* a pipe that has room */
+	m->leaving = leaving;
+}
+
+/* Then the switch is asked for when the guest has arrived, as ever. */
+static void on_lost(_unused_ void *userdata)
+{
+	warn("libvirt on the source ", "has closed the connection");
+}
+
+static void start_watch(Migrate *m)
+{
+	static const WatchHandlers handlers = {.life = on_life, .lost = on_lost};
+	_cleanup_error_ Error *err = NULL;
+
+	if (watch_new(m->event, m->uri, m->known.name, &handlers, m, &m->watch, &err) < 0)
+		warn("", err->message);
+}
+
 static int on_signal(_unused_ sd_event_source *s, _unused_ const struct signalfd_siginfo *si, void *userdata)
 {
 	return cancel(userdata);
@@ -446,48 +585,20 @@ static int watch_signals(Migrate *m)
 
 /* ---- the end ---- */
 
-/* Whoever was to resume it has not: never leave it paused. */
-static int resume_from_here(Migrate *m, Error **err)
+/* Return: 0 when it runs, or is not to. */
+static int see_it_run(const Migrate *m, Error **err)
 {
-	_cleanup_free_ char *name = virsh_quote(m->dname ?: m->known.name), *script = xasprintf("resume %s", name),
-			    *text = NULL;
-	int r;
-
-	if (!m->hard || !m->resume || m->running || m->status != 0)
+	if (!to_be_resumed(m))
 		return 0;
-	warn("the target's end did not resume it: ", "resumed from here");
-	r = virsh_ask(m->desturi, script, 0, &text, err);
-	if (r < 0)
-		error_hint(err, "it is paused on the target: virsh resume there");
-	return r;
-}
-
-static void flush_source(Migrate *m)
-{
-	_cleanup_strv_ char **words = conntrack_words(m, "flush"), **argv = NULL,
-			    **spare = domain_neighbours(m->uri, &m->known);
-	_cleanup_error_ Error *err = NULL;
-	const SpawnFd fds[] = {{STDERR_FILENO, STDERR_FILENO}};
-	int status = 0;
-	pid_t pid;
-
-	/* Connections with guests that are still here are theirs, too: the firewall here goes on seeing them. */
-	for (size_t i = 0; spare && spare[i]; i++)
-		strv_add(&words, "--spare=%s", spare[i]);
-	if (command_on(m->from, words, &argv, &err) < 0)
-		return;
-	pid = process_spawn(&(Spawn){.argv = argv, .fds = fds, .n_fds = ARRAY_SIZE(fds)}, NULL, &err);
-	if (pid > 0)
-		while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-			;
-	if (pid < 0 || status != 0)
-		warn("entries stay on the source", err ? err->message : "");
+	error_set(err, -EIO, "%s is paused on the target and could not be resumed", m->known.name);
+	error_hint(err, "virsh resume there");
+	return -EIO;
 }
 
 static int report(const Migrate *m)
 {
 	uint64_t wall = now_usec() - m->begin, applied = 0, held = 0;
-	const char *event = "none", *gate = m->hard ? "none" : "soft";
+	const char *event = "none", *gate = !m->hard ? "soft" : m->resumed_here ? "source" : "none";
 
 	(void)json_get_string(m->result, "event", &event);
 	(void)json_get_string(m->result, "gate", &gate);
@@ -513,7 +624,10 @@ static int move(Migrate *m, Error **err)
 		r = start_ends(m, err);
 	if (r >= 0)
 		r = start_virsh(m, err);
-	return r < 0 ? r : sd_event_loop(m->event);
+	if (r < 0)
+		return r;
+	start_watch(m);
+	return sd_event_loop(m->event);
 }
 
 int libvirt_migrate(const Tool *tool, Error **err)
@@ -535,11 +649,10 @@ int libvirt_migrate(const Tool *tool, Error **err)
 	if (r >= 0)
 		r = move(&m, err);
 	if (r >= 0)
-		r = resume_from_here(&m, err);
+		r = see_it_run(&m, err);
 	if (r < 0)
 		return r;
 	if (m.status != 0)
 		return error_set(err, -ECANCELED, "virsh has ended with status %d", m.status);
-	flush_source(&m);
 	return report(&m);
 }

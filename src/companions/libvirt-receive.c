@@ -21,15 +21,6 @@
 #define SETTLE_MSEC 1000
 #define LINE_MAX_LEN 65536
 
-/* What libvirt has made of the domain here. */
-typedef enum Arrival {
-	ARRIVAL_NONE,
-	ARRIVAL_COMING,
-	ARRIVAL_PAUSED, /* Finish is done, it is ours to resume */
-	ARRIVAL_RUNNING,
-	ARRIVAL_GONE,
-} Arrival;
-
 /* What has become of the entries. */
 typedef enum Stream { STREAM_OPEN, STREAM_WHOLE, STREAM_CUT } Stream;
 
@@ -41,11 +32,10 @@ typedef struct Receive {
 	Input input;
 	CtApply *apply;
 	Gate *gate;
-	Helper *events, *shell;
-	int shell_fd; /* its standard input */
-	char *prefix; /* of the lines of virsh event that are about the domain */
-	Arrival arrival;
+	Watch *watch;
+	DomainLife arrival; /* what libvirt has made of the domain here */
 	Stream stream;
+	bool begun, whole;	  /* a first copy of the table is in; all of it, and the guest stands still */
 	uint64_t paused_at, held; /* microseconds */
 	const char *how;	  /* the gate opened */
 	bool asked;		  /* for the domain's state */
@@ -54,16 +44,13 @@ typedef struct Receive {
 static void receive_done(Receive *r)
 {
 	gate_free(r->gate);
-	helper_free(r->events);
-	helper_free(r->shell);
-	fd_close(r->shell_fd);
+	watch_free(r->watch);
 	sd_event_source_disable_unref(r->input_source);
 	sd_event_source_disable_unref(r->bound);
 	ct_apply_free(r->apply);
 	input_done(&r->input);
 	transfer_done(&r->transfer);
 	sd_event_unref(r->event);
-	free(r->prefix);
 }
 
 static void say(const char *what)
@@ -91,20 +78,18 @@ static void say_end(const Receive *r, const char *what)
 
 /* ---- when it is over, and the guest's turn ---- */
 
-static void shell(Receive *r, const char *command)
-{
-	_cleanup_free_ char *name = virsh_quote(r->transfer.domain), *line = xasprintf("%s %s\n", command, name);
-
-	(void)fd_write_all(r->shell_fd, line, strlen(line));
-}
-
 static void resume(Receive *r, const char *how)
 {
+	_cleanup_error_ Error *err = NULL;
+
 	if (r->how)
 		return;
 	r->how = how;
 	r->bound = sd_event_source_disable_unref(r->bound);
-	shell(r, "resume");
+	if (watch_resume(r->watch, &err) >= 0 || watch_ask(r->watch) == LIFE_RUNNING)
+		return;
+	fprintf(stderr, "vmferry-libvirt: %s\n", err->message);
+	(void)sd_event_exit(r->event, -EIO);
 }
 
 static int on_bound(_unused_ sd_event_source *s, _unused_ uint64_t usec, void *userdata)
@@ -113,70 +98,53 @@ static int on_bound(_unused_ sd_event_source *s, _unused_ uint64_t usec, void *u
 	return 0;
 }
 
+static void on_arrival(Receive *r, DomainLife arrival);
+
 /* What follows from what is known now. */
 static void consider(Receive *r)
 {
 	bool over = r->stream != STREAM_OPEN;
 
-	if (r->arrival == ARRIVAL_PAUSED && r->transfer.resume && over)
-		resume(r, r->stream == STREAM_WHOLE ? "complete" : "cut");
-	if (r->arrival == ARRIVAL_RUNNING || (r->arrival == ARRIVAL_PAUSED && !r->transfer.resume) ||
-	    r->arrival == ARRIVAL_GONE) {
+	if (r->arrival == LIFE_PAUSED && r->transfer.resume && (over || r->whole))
+		resume(r, r->stream == STREAM_CUT && !r->whole ? "cut" : "complete");
+	if (r->arrival == LIFE_RUNNING || (r->arrival == LIFE_PAUSED && !r->transfer.resume) ||
+	    r->arrival == LIFE_GONE) {
 		if (over)
 			(void)sd_event_exit(r->event, 0);
-	} else if (over && r->arrival != ARRIVAL_PAUSED && !r->asked) {
+	} else if (over && r->arrival != LIFE_PAUSED && !r->asked) {
 		/* The other end has gone, or has heard of the end sooner than we. */
 		r->asked = true;
-		shell(r, "domstate --reason");
+		on_arrival(r, watch_ask(r->watch));
 	}
 }
 
-static void on_arrival(Receive *r, Arrival arrival)
+static void on_arrival(Receive *r, DomainLife arrival)
 {
-	if (arrival == r->arrival || r->arrival == ARRIVAL_RUNNING) /* whatever becomes of it then */
+	if (arrival == r->arrival || r->arrival == LIFE_RUNNING) /* whatever becomes of it then */
 		return;
 	r->arrival = arrival;
-	if (arrival == ARRIVAL_PAUSED && r->transfer.resume) {
+	if (arrival == LIFE_PAUSED && r->transfer.resume) {
 		r->paused_at = now_usec();
 		(void)sd_event_add_time_relative(r->event, &r->bound, CLOCK_MONOTONIC, r->transfer.bound, 1000,
 						 on_bound, r);
 		say("paused");
-	} else if (arrival == ARRIVAL_PAUSED) {
+	} else if (arrival == LIFE_PAUSED) {
 		say("paused");
-	} else if (arrival == ARRIVAL_RUNNING) {
+	} else if (arrival == LIFE_RUNNING) {
 		r->held = r->paused_at ? now_usec() - r->paused_at : 0;
 		say("running");
 	}
 	consider(r);
 }
 
-/* ---- virsh ---- */
-
-/* "event 'lifecycle' for domain 'NAME': Suspended Paused": virsh-domain-event.c, virshDomainEventToString() and Detail
- */
-static const struct {
-	const char *begins;
-	Arrival arrival;
-} words[] = {
-	{"Started Migrated", ARRIVAL_COMING},
-	{"Suspended Paused", ARRIVAL_PAUSED},
-	{"Resumed", ARRIVAL_RUNNING},
-	{"Stopped", ARRIVAL_GONE},
-	{"Crashed", ARRIVAL_GONE},
-};
-
-static void on_event_line(_unused_ Helper *h, char *line, void *userdata)
+static void on_life(void *userdata, DomainLife life)
 {
-	Receive *r = userdata;
-	const char *what = startswith(line, r->prefix);
-
-	for (size_t i = 0; what && i < ARRAY_SIZE(words); i++)
-		if (startswith(what, words[i].begins))
-			on_arrival(r, words[i].arrival);
+	if (life != LIFE_LEAVING) /* onward: it was here */
+		on_arrival(userdata, life);
 }
 
-/* libvirtd has ended, or never was: nothing more is heard of the domain, and the other end resumes it. */
-static void on_virsh_ended(_unused_ Helper *h, _unused_ int status, void *userdata)
+/* libvirtd has ended: nothing more is heard of the domain, and the other end resumes it. */
+static void on_lost(void *userdata)
 {
 	Receive *r = userdata;
 
@@ -184,74 +152,7 @@ static void on_virsh_ended(_unused_ Helper *h, _unused_ int status, void *userda
 	(void)sd_event_exit(r->event, -ENOTCONN);
 }
 
-/* Answers of domstate --reason, after the end of the input. A domain that is still coming is waited for. */
-static const struct {
-	const char *begins;
-	Arrival arrival;
-} states[] = {
-	{"error:", ARRIVAL_GONE},
-	{"shut off", ARRIVAL_GONE},
-	{"paused (user)", ARRIVAL_PAUSED},
-	{"running", ARRIVAL_RUNNING},
-};
-
-static void on_shell_line(_unused_ Helper *h, char *line, void *userdata)
-{
-	Receive *r = userdata;
-
-	if (r->how && startswith(line, "error:")) {
-		fprintf(stderr, "vmferry-libvirt: %s\n", line);
-		(void)sd_event_exit(r->event, -EIO);
-	}
-	for (size_t i = 0; r->asked && i < ARRAY_SIZE(states); i++)
-		if (startswith(line, states[i].begins))
-			on_arrival(r, states[i].arrival);
-}
-
-static const HelperHandlers event_handlers = {.line = on_event_line, .ended = on_virsh_ended};
-static const HelperHandlers shell_handlers = {.line = on_shell_line, .ended = on_virsh_ended};
-
-static int start_events(Receive *r, Error **err)
-{
-	_cleanup_strv_ char **argv = virsh_words(NULL);
-	static const char *const more[] = {"event", "--event", "lifecycle", "--loop"};
-
-	for (size_t i = 0; i < ARRAY_SIZE(more); i++)
-		strv_push(&argv, xstrdup(more[i]));
-	r->prefix = xasprintf("event 'lifecycle' for domain '%s': ", r->transfer.domain);
-	return helper_start(r->event,
-			    &(HelperSpec){.name = "virsh event",
-					  .argv = argv,
-					  .in = -1,
-					  .out = HELPER_LINES,
-					  .err = STDERR_FILENO,
-					  .handlers = &event_handlers,
-					  .userdata = r},
-			    &r->events, err);
-}
-
-/* One that is connected already resumes the guest sooner than one to be started. */
-static int start_shell(Receive *r, Error **err)
-{
-	_cleanup_strv_ char **argv = virsh_words(NULL);
-	int pipes[2], e;
-
-	if (pipe2(pipes, O_CLOEXEC) < 0)
-		return error_set(err, -errno, "Cannot make a pipe: %m");
-	r->shell_fd = pipes[1];
-	/* Both in one stream: errors are answers too. */
-	e = helper_start(r->event,
-			 &(HelperSpec){.name = "virsh",
-				       .argv = argv,
-				       .in = pipes[0],
-				       .out = HELPER_LINES,
-				       .err = HELPER_LINES,
-				       .handlers = &shell_handlers,
-				       .userdata = r},
-			 &r->shell, err);
-	fd_close(pipes[0]);
-	return e;
-}
+static const WatchHandlers watch_handlers = {.life = on_life, .lost = on_lost};
 
 /* ---- entries ---- */
 
@@ -259,6 +160,18 @@ static void stream_over(Receive *r, Stream how)
 {
 	r->input_source = sd_event_source_disable_unref(r->input_source);
 	r->stream = how;
+	consider(r);
+}
+
+/* The first: a whole table. Then, in turn: all of it since the guest stopped; it goes on, and so do changes. */
+static void on_mark(Receive *r)
+{
+	r->whole = r->begun && !r->whole;
+	if (!r->begun) {
+		gate_ready(r->gate);
+		say("initial");
+	}
+	r->begun = true;
 	consider(r);
 }
 
@@ -275,10 +188,8 @@ static int take(Receive *r, Error **err)
 		n = ct_apply_delta(r->apply, batch, len, err);
 		if (n < 0)
 			return n;
-		if (len == CT_WIRE_HEADER) {
-			gate_ready(r->gate);
-			say("initial");
-		}
+		if (len == CT_WIRE_HEADER)
+			on_mark(r);
 		n = !r->input.ended;
 	}
 	if (n == 0)
@@ -316,9 +227,7 @@ static int set_up(Receive *r, Error **err)
 	if (e >= 0)
 		e = gate_new(r->event, r->transfer.domain, r->transfer.bound, &r->gate, err);
 	if (e >= 0)
-		e = start_events(r, err);
-	if (e >= 0)
-		e = start_shell(r, err);
+		e = watch_new(r->event, NULL, r->transfer.domain, &watch_handlers, r, &r->watch, err);
 	if (e >= 0)
 		e = fd_nonblock(STDIN_FILENO, true);
 	if (e >= 0)
@@ -352,7 +261,7 @@ static bool into_background(void)
 
 static int finish(Receive *r, Error **err)
 {
-	if (r->arrival != ARRIVAL_RUNNING && r->arrival != ARRIVAL_PAUSED) {
+	if (r->arrival != LIFE_RUNNING && r->arrival != LIFE_PAUSED) {
 		int n = ct_apply_rollback(r->apply);
 
 		say_end(r, "rolled-back");
@@ -368,7 +277,7 @@ static int finish(Receive *r, Error **err)
 int libvirt_receive(const Tool *tool, Error **err)
 {
 	_cleanup_(receive_done)
-	Receive r = {.tool = tool, .shell_fd = -1, .input = {.fd = STDIN_FILENO, .format = FORMAT_WIRE}};
+	Receive r = {.tool = tool, .input = {.fd = STDIN_FILENO, .format = FORMAT_WIRE}};
 	int e;
 
 	block_signals();
@@ -379,7 +288,8 @@ int libvirt_receive(const Tool *tool, Error **err)
 	e = sd_event_loop(r.event);
 	if (e == -ENOTCONN || e == -EIO)
 		return error_set(err, e,
-				 e == -EIO ? "libvirt does not resume %s" : "virsh has ended; not heard of %s any more",
+				 e == -EIO ? "libvirt does not resume %s"
+					   : "libvirt has ended; not heard of %s any more",
 				 r.transfer.domain);
 	return e < 0 ? e : finish(&r, err);
 }

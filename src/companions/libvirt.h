@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 
+#include <libvirt/libvirt.h>
 #include <systemd/sd-event.h>
 
 #include "companions/tool.h"
@@ -50,6 +51,48 @@ char **virsh_words(const char *uri);
  * Return: 0, or negative errno with @err set to what virsh says.
  */
 int virsh_ask(const char *uri, const char *commands, uint64_t usec, char **ret, Error **err);
+
+/* ---- libvirt's library: libvirt-watch.c, libvirt-loop.c ---- */
+
+/* What becomes of a domain. */
+typedef enum DomainLife {
+	LIFE_NONE,
+	LIFE_COMING,  /* its QEMU waits for memory here */
+	LIFE_LEAVING, /* stopped for the switch to another host */
+	LIFE_PAUSED,
+	LIFE_RUNNING,
+	LIFE_GONE,
+} DomainLife;
+
+typedef struct Watch Watch;
+
+typedef struct WatchHandlers {
+	void (*life)(void *userdata, DomainLife life);
+	void (*lost)(void *userdata); /* the connection */
+} WatchHandlers;
+
+/**
+ * watch_new() - hear of a domain, which need not be there yet; one of these in a process
+ * @uri: NULL: as virsh has it
+ * @domain: its name
+ *
+ * Return: 0, or negative errno with @err set.
+ */
+int watch_new(sd_event *event, const char *uri, const char *domain, const WatchHandlers *handlers, void *userdata,
+	      Watch **ret, Error **err);
+/** watch_ask() - what has become of it */
+DomainLife watch_ask(Watch *watch);
+/** watch_resume() - let it run. Return: 0, or -EIO with @err set to what libvirt says */
+int watch_resume(Watch *watch, Error **err);
+/** watch_free() - Return: NULL */
+Watch *watch_free(Watch *watch);
+
+/** libvirt_loop_begin() - serve the library from @event. @library_register: its virEventRegisterImpl() */
+typedef void LibvirtRegister(virEventAddHandleFunc, virEventUpdateHandleFunc, virEventRemoveHandleFunc,
+			     virEventAddTimeoutFunc, virEventUpdateTimeoutFunc, virEventRemoveTimeoutFunc);
+int libvirt_loop_begin(sd_event *event, LibvirtRegister *library_register);
+/** libvirt_loop_end() - after the connection was closed */
+void libvirt_loop_end(void);
 
 /* ---- the domain on the source, libvirt-domain.c ---- */
 
