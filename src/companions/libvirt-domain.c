@@ -129,22 +129,24 @@ static void unescape(char *text)
 	*to = '\0';
 }
 
-static char *command_for(size_t i, const char *domain)
+static char *command_for(size_t i, const char *domain, bool addresses)
 {
+	if (!addresses && (i == METADATA || i == FILTER || i == MACS))
+		return xstrdup("echo");
 	if (i == STATE)
 		return xasprintf("domstate %s", domain);
 	return i == NAMES ? xstrdup("list --name") : xasprintf("dumpxml %s --xpath '%s'", domain, questions[i]);
 }
 
 /* One virsh for all: the answers are told apart by a mark that is new each time. */
-static int ask(const char *uri, const char *name, char **answers, Error **err)
+static int ask(const char *uri, const char *name, bool addresses, char **answers, Error **err)
 {
 	_cleanup_free_ char *domain = virsh_quote(name), *mark = text_random_id(), *script = NULL, *text = NULL;
 	char *at;
 	int r;
 
 	for (size_t i = 0; i < ANSWERS; i++) {
-		_cleanup_free_ char *before = script, *command = command_for(i, domain);
+		_cleanup_free_ char *before = script, *command = command_for(i, domain, addresses);
 
 		script = before ? xasprintf("%s; echo %s; %s", before, mark, command) : xstrdup(command);
 	}
@@ -190,7 +192,7 @@ static void find_addresses(Domain *d, const char *uri, char *const *given, char 
 int domain_learn(const char *uri, const char *name, char *const *given, bool needed, Domain *ret, Error **err)
 {
 	char *answers[ANSWERS] = {};
-	int r = ask(uri, name, answers, err);
+	int r = ask(uri, name, !strv_length(given), answers, err);
 
 	if (r >= 0) {
 		take_answers(ret, answers);

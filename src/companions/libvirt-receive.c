@@ -215,6 +215,24 @@ static int on_input(_unused_ sd_event_source *s, _unused_ int fd, _unused_ uint3
 
 /* ---- life ---- */
 
+/* It is to end, but not before the guest has gone on: as when the other end is cut. */
+static int on_terminate(_unused_ sd_event_source *s, _unused_ const struct signalfd_siginfo *si, void *userdata)
+{
+	Receive *r = userdata;
+
+	if (r->stream == STREAM_OPEN)
+		stream_over(r, STREAM_CUT);
+	return 0;
+}
+
+static int watch_signals(Receive *r)
+{
+	static const int signals[] = {SIGTERM};
+
+	signal(SIGHUP, SIG_IGN); /* the end of the ssh session */
+	return tool_signals(r->event, signals, ARRAY_SIZE(signals), on_terminate, r);
+}
+
 static int set_up(Receive *r, Error **err)
 {
 	const CtApplyOptions options = {.max_entries = 1000000, .marks_mask = UINT32_MAX, .helpers = CT_ANY_HELPER};
@@ -223,7 +241,11 @@ static int set_up(Receive *r, Error **err)
 	if (e >= 0)
 		e = sd_event_new(&r->event);
 	if (e >= 0)
+		e = watch_signals(r);
+	if (e >= 0)
 		e = ct_apply_new(r->transfer.select, &options, &r->apply, err);
+	if (e >= 0)
+		(void)ct_apply_survey(r->apply, r->event); /* what one of us left here that was killed */
 	if (e >= 0)
 		e = gate_new(r->event, r->transfer.domain, r->transfer.bound, &r->gate, err);
 	if (e >= 0)
@@ -233,16 +255,6 @@ static int set_up(Receive *r, Error **err)
 	if (e >= 0)
 		e = sd_event_add_io(r->event, &r->input_source, STDIN_FILENO, EPOLLIN, on_input, r);
 	return e;
-}
-
-static void block_signals(void)
-{
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	signal(SIGHUP, SIG_IGN); /* the end of the ssh session */
 }
 
 /* The other end need not wait while the guest's packets settle. Return: whether this is the process that goes on. */
@@ -259,6 +271,17 @@ static bool into_background(void)
 	return true;
 }
 
+/* Entries that lay here before and that the source does not have are old, if all of the source's came. */
+static int settle(Receive *r, Error **err)
+{
+	int more = r->stream == STREAM_WHOLE && ct_apply_survey_wait(r->apply) >= 0;
+
+	while (more > 0)
+		more = ct_apply_sweep_some(r->apply);
+	(void)poll(NULL, 0, SETTLE_MSEC);
+	return ct_apply_settle(r->apply, err);
+}
+
 static int finish(Receive *r, Error **err)
 {
 	if (r->arrival != LIFE_RUNNING && r->arrival != LIFE_PAUSED) {
@@ -268,10 +291,8 @@ static int finish(Receive *r, Error **err)
 		return n < 0 ? error_set(err, n, "Cannot delete what was installed: %s", strerror(-n)) : 0;
 	}
 	say_end(r, r->stream == STREAM_WHOLE ? "done" : "incomplete");
-	if (!into_background())
-		return 0;
-	(void)poll(NULL, 0, SETTLE_MSEC);
-	return ct_apply_settle(r->apply, err);
+	r->watch = watch_free(r->watch); /* one connection is not for two processes */
+	return into_background() ? settle(r, err) : 0;
 }
 
 int libvirt_receive(const Tool *tool, Error **err)
@@ -280,7 +301,6 @@ int libvirt_receive(const Tool *tool, Error **err)
 	Receive r = {.tool = tool, .input = {.fd = STDIN_FILENO, .format = FORMAT_WIRE}};
 	int e;
 
-	block_signals();
 	e = set_up(&r, err);
 	if (e < 0)
 		return e;

@@ -26,6 +26,7 @@
 	X(virDomainGetName)                                                                                            \
 	X(virDomainGetState)                                                                                           \
 	X(virDomainResume)                                                                                             \
+	X(virDomainRef)                                                                                                \
 	X(virDomainFree)
 static struct {
 #define X(name) __typeof__(name) *name;
@@ -35,7 +36,8 @@ static struct {
 
 struct Watch {
 	virConnectPtr connection;
-	int callback; /* its number, or -1 */
+	virDomainPtr coming; /* not to be looked up when it waits */
+	int callback;	     /* its number, or -1 */
 	char *domain;
 	const WatchHandlers *handlers;
 	void *userdata;
@@ -81,6 +83,13 @@ static const struct {
 	{VIR_DOMAIN_EVENT_CRASHED, -1, LIFE_GONE},
 };
 
+static void keep(Watch *w, virDomainPtr domain)
+{
+	if (w->coming)
+		lib.virDomainFree(w->coming);
+	w->coming = lib.virDomainRef(domain) < 0 ? NULL : domain;
+}
+
 static int on_event(_unused_ virConnectPtr connection, virDomainPtr domain, int event, int detail, void *userdata)
 {
 	const char *name = lib.virDomainGetName(domain);
@@ -88,6 +97,8 @@ static int on_event(_unused_ virConnectPtr connection, virDomainPtr domain, int 
 
 	for (size_t i = 0; name && streq(name, w->domain) && i < ARRAY_SIZE(lives); i++)
 		if (lives[i].event == event && (lives[i].detail < 0 || lives[i].detail == detail)) {
+			if (lives[i].life == LIFE_COMING)
+				keep(w, domain);
 			w->handlers->life(w->userdata, lives[i].life);
 			break;
 		}
@@ -161,20 +172,19 @@ DomainLife watch_ask(Watch *w)
 
 int watch_resume(Watch *w, Error **err)
 {
-	virDomainPtr domain = lib.virDomainLookupByName(w->connection, w->domain);
-	int r = 0;
-
-	if (!domain || lib.virDomainResume(domain) < 0)
-		r = failed("libvirt does not resume", w->domain, err);
-	if (domain)
-		lib.virDomainFree(domain);
-	return r;
+	if (!w->coming)
+		w->coming = lib.virDomainLookupByName(w->connection, w->domain);
+	if (!w->coming || lib.virDomainResume(w->coming) < 0)
+		return failed("libvirt does not resume", w->domain, err);
+	return 0;
 }
 
 Watch *watch_free(Watch *w)
 {
 	if (!w)
 		return NULL;
+	if (w->coming)
+		lib.virDomainFree(w->coming);
 	if (w->connection) {
 		(void)lib.virConnectUnregisterCloseCallback(w->connection, on_close);
 		if (w->callback >= 0)
