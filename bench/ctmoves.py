@@ -14,8 +14,8 @@ sys.path.insert(0, str(TREE / "tests/host"))
 
 from netns import command  # noqa: E402
 from rawqemu import RawQemu, migrate  # noqa: E402
-from vmbus import Bus, qmp_option, start, wait_until  # noqa: E402
-from testbed import BUILD, Guest, Testbed  # noqa: E402
+from vmbus import Bus, qmp_option, start  # noqa: E402
+from testbed import BUILD, Guest, Testbed, wait_until  # noqa: E402
 
 BENCH = BUILD / "bench/ct-bench"
 FERRY = Guest(5)

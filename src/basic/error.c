@@ -4,6 +4,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "text.h"
+
 int error_set(Error **err, int code, const char *fmt, ...)
 {
 	va_list ap;
@@ -15,8 +17,7 @@ int error_set(Error **err, int code, const char *fmt, ...)
 		abort();
 	(*err)->code = code;
 	va_start(ap, fmt);
-	if (vasprintf(&(*err)->message, fmt, ap) < 0)
-		abort();
+	(*err)->message = xvasprintf(fmt, ap);
 	va_end(ap);
 	return code;
 }
@@ -28,8 +29,7 @@ void error_hint(Error **err, const char *fmt, ...)
 	if (!err || !*err || (*err)->hint)
 		return;
 	va_start(ap, fmt);
-	if (vasprintf(&(*err)->hint, fmt, ap) < 0)
-		abort();
+	(*err)->hint = xvasprintf(fmt, ap);
 	va_end(ap);
 }
 
@@ -41,8 +41,7 @@ void error_prefix(Error **err, const char *fmt, ...)
 	if (!err || !*err)
 		return;
 	va_start(ap, fmt);
-	if (vasprintf(&prefix, fmt, ap) < 0)
-		abort();
+	prefix = xvasprintf(fmt, ap);
 	va_end(ap);
 	old = (*err)->message;
 	if (asprintf(&(*err)->message, "%s%s", prefix, old) < 0)

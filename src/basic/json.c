@@ -5,7 +5,7 @@
 
 #include "text.h"
 
-static json_object *lookup(json_object *o, const char *path)
+json_object *json_member(json_object *o, const char *path)
 {
 	_cleanup_free_ char *copy = xstrdup(path);
 	char *save = NULL;
@@ -18,7 +18,7 @@ static json_object *lookup(json_object *o, const char *path)
 
 bool json_get_string(json_object *o, const char *path, const char **ret)
 {
-	o = lookup(o, path);
+	o = json_member(o, path);
 	if (!json_object_is_type(o, json_type_string))
 		return false;
 	*ret = json_object_get_string(o);
@@ -27,7 +27,7 @@ bool json_get_string(json_object *o, const char *path, const char **ret)
 
 bool json_get_u64(json_object *o, const char *path, uint64_t *ret)
 {
-	o = lookup(o, path);
+	o = json_member(o, path);
 	if (!json_object_is_type(o, json_type_int) || json_object_get_int64(o) < 0)
 		return false;
 	*ret = json_object_get_uint64(o);
@@ -36,7 +36,7 @@ bool json_get_u64(json_object *o, const char *path, uint64_t *ret)
 
 bool json_get_bool(json_object *o, const char *path, bool *ret)
 {
-	o = lookup(o, path);
+	o = json_member(o, path);
 	if (!json_object_is_type(o, json_type_boolean))
 		return false;
 	*ret = json_object_get_boolean(o);
@@ -45,7 +45,7 @@ bool json_get_bool(json_object *o, const char *path, bool *ret)
 
 static bool get_type(json_object *o, const char *path, json_type type, json_object **ret)
 {
-	o = lookup(o, path);
+	o = json_member(o, path);
 	if (!json_object_is_type(o, type))
 		return false;
 	*ret = o;

@@ -19,6 +19,9 @@ bool json_get_bool(json_object *o, const char *path, bool *ret);
 bool json_get_object(json_object *o, const char *path, json_object **ret);
 bool json_get_array(json_object *o, const char *path, json_object **ret);
 
+/** json_member() - the value at such a path, of any type; NULL if it is not there */
+json_object *json_member(json_object *o, const char *path);
+
 /** json_parse() - parse one whole text of at most depth 32. Return: an object, or NULL */
 json_object *json_parse(const char *text, size_t len);
 

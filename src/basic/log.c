@@ -80,8 +80,7 @@ void log_line(LogLevel level, const char *fmt, ...)
 	if (level > self.level)
 		return;
 	va_start(ap, fmt);
-	if (vasprintf(&message, fmt, ap) < 0)
-		abort();
+	message = xvasprintf(fmt, ap);
 	va_end(ap);
 	/* A line is a line, whoever has said what is in it. */
 	for (char *p = message; *p; p++)

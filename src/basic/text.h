@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #pragma once
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -27,6 +28,9 @@ static inline const char *startswith(const char *s, const char *prefix)
 
 /** xasprintf() - a formatted string, free() it; aborts when memory is out */
 char *xasprintf(const char *fmt, ...) _printf_(1, 2);
+
+/** xvasprintf() - the same with the arguments of a caller that takes any number */
+char *xvasprintf(const char *fmt, va_list ap) _printf_(1, 0);
 /** xstrdup() - strdup() that aborts when memory is out; NULL gives NULL */
 char *xstrdup(const char *s);
 /** xcalloc() - calloc() that aborts when memory is out */

@@ -23,16 +23,11 @@ static void message_unrefp(sd_bus_message **m)
 	sd_bus_message_unref(*m);
 }
 
-int client_connect_once(const char *name, sd_bus **ret)
+int client_bus(int fd, bool fds, sd_bus **ret)
 {
-	_cleanup_free_ char *path = runtime_path(name, "control");
 	_cleanup_bus_ sd_bus *bus = NULL;
-	int fd, r;
+	int r = sd_bus_new(&bus);
 
-	fd = unix_connect(path);
-	if (fd < 0)
-		return fd;
-	r = sd_bus_new(&bus);
 	if (r >= 0)
 		r = sd_bus_set_fd(bus, fd, fd);
 	if (r < 0) {
@@ -42,11 +37,38 @@ int client_connect_once(const char *name, sd_bus **ret)
 	/* From here the bus owns the fd. */
 	r = sd_bus_set_anonymous(bus, true);
 	if (r >= 0)
+		r = sd_bus_negotiate_fds(bus, fds);
+	if (r >= 0)
 		r = sd_bus_start(bus);
-	if (r < 0)
-		return r;
-	*ret = TAKE_PTR(bus);
-	return 0;
+	if (r >= 0)
+		*ret = TAKE_PTR(bus);
+	return r;
+}
+
+int client_connect_once(const char *name, sd_bus **ret)
+{
+	_cleanup_free_ char *path = runtime_path(name, "control");
+	int fd = unix_connect(path);
+
+	return fd < 0 ? fd : client_bus(fd, true, ret);
+}
+
+int client_status(sd_bus *bus, uint64_t usec, json_object **ret)
+{
+	sd_bus_message *call = NULL, *reply = NULL;
+	const char *text;
+	int r;
+
+	r = sd_bus_message_new_method_call(bus, &call, NULL, CONTROL_PATH, CONTROL_INTERFACE, "Status");
+	if (r >= 0)
+		r = sd_bus_call(bus, call, usec, NULL, &reply);
+	if (r >= 0)
+		r = sd_bus_message_read(reply, "s", &text);
+	if (r >= 0)
+		r = client_json("Status", text, ret, NULL);
+	sd_bus_message_unref(reply);
+	sd_bus_message_unref(call);
+	return r;
 }
 
 /* One that ends may take a connection and then close it unread: nothing was asked yet, so it is as if nobody listened. */

@@ -19,6 +19,9 @@ static inline void bus_closep(sd_bus **bus)
 }
 #define _cleanup_bus_ _cleanup_(bus_closep)
 
+/** client_bus() - speak D-Bus, perhaps passing fds, over a connection that it takes. Return: 0 or negative errno */
+int client_bus(int fd, bool fds, sd_bus **ret);
+
 /** client_connect_once() - connect to a keeper now. Return: 0, or negative errno (-ENOENT, -ECONNREFUSED: no keeper) */
 int client_connect_once(const char *name, sd_bus **ret);
 
@@ -52,6 +55,9 @@ int client_call(const char *name, const char *method, bool query, char **ret, Er
 
 /** client_query() - Status, Show or another call without arguments that changes nothing, parsed */
 int client_query(const char *name, const char *method, json_object **ret, Error **err);
+
+/** client_status() - ask for Status on a connection, @usec at most; parsed. Return: 0 or negative errno */
+int client_status(sd_bus *bus, uint64_t usec, json_object **ret);
 
 /** client_json() - parse an answer of @method that must be a JSON object. Return: 0, or -EBADMSG with @err set */
 int client_json(const char *method, const char *text, json_object **ret, Error **err);

@@ -267,20 +267,7 @@ static int attach(Follow *f)
 
 static int ask_status(Follow *f, json_object **ret)
 {
-	sd_bus_message *call = NULL, *reply = NULL;
-	const char *text;
-	int r;
-
-	r = sd_bus_message_new_method_call(f->bus, &call, NULL, CONTROL_PATH, CONTROL_INTERFACE, "Status");
-	if (r >= 0)
-		r = sd_bus_call(f->bus, call, STATUS_USEC, NULL, &reply);
-	if (r >= 0)
-		r = sd_bus_message_read(reply, "s", &text);
-	if (r >= 0)
-		r = client_json("Status", text, ret, NULL);
-	sd_bus_message_unref(reply);
-	sd_bus_message_unref(call);
-	return r;
+	return client_status(f->bus, STATUS_USEC, ret);
 }
 
 /* Finds the migration we follow, or the one that runs, in what the keeper says of itself. */

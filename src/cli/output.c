@@ -109,17 +109,6 @@ char *format_time(json_object *value)
 	return xstrdup(text);
 }
 
-json_object *json_member(json_object *o, const char *path)
-{
-	_cleanup_free_ char *copy = xstrdup(path);
-	char *save = NULL;
-
-	for (char *name = strtok_r(copy, ".", &save); name; name = strtok_r(NULL, ".", &save))
-		if (!json_object_is_type(o, json_type_object) || !json_object_object_get_ex(o, name, &o))
-			return NULL;
-	return o;
-}
-
 static char *cell(const Column *column, json_object *row)
 {
 	json_object *value = json_member(row, column->path);

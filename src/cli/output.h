@@ -50,9 +50,6 @@ void output_fields(const Column *columns, size_t n_columns, json_object *row);
 /** output_json() - print a JSON text and a newline */
 void output_json(json_object *o);
 
-/** json_member() - the value at a path ("a.b") of any type, NULL if it is not there */
-json_object *json_member(json_object *o, const char *path);
-
 /**
  * output_error() - "vmferry: NAME: MESSAGE" and, if there is one, "hint: HINT" on standard error
  * @name: VM, may be NULL

@@ -90,27 +90,6 @@ static void on_door_exit(void *userdata)
 	(void)child_explain(d->door, &d->why);
 }
 
-static int start_bus(int fd, sd_bus **ret)
-{
-	_cleanup_bus_ sd_bus *bus = NULL;
-	int r = sd_bus_new(&bus);
-
-	if (r >= 0)
-		r = sd_bus_set_fd(bus, fd, fd);
-	if (r < 0) {
-		fd_close(fd);
-		return r;
-	}
-	r = sd_bus_set_anonymous(bus, true);
-	if (r >= 0)
-		r = sd_bus_negotiate_fds(bus, false);
-	if (r >= 0)
-		r = sd_bus_start(bus);
-	if (r >= 0)
-		*ret = TAKE_PTR(bus);
-	return r;
-}
-
 int streams_connect(Streams *d, bool start, sd_bus **ret)
 {
 	_cleanup_fd_ int ours = -1, theirs = -1;
@@ -127,7 +106,7 @@ int streams_connect(Streams *d, bool start, sd_bus **ret)
 	r = say_words(ours, (char *[]){(char *)"door", (char *)d->name, (char *)(start ? "--start" : NULL), NULL});
 	if (r >= 0)
 		r = child_start(d->loop, d->near_argv, NULL, theirs, theirs, on_door_exit, d, &d->door, &d->why);
-	return r < 0 ? r : start_bus(TAKE_FD(ours), ret);
+	return r < 0 ? r : client_bus(TAKE_FD(ours), false, ret);
 }
 
 const Error *streams_why(const Streams *d)

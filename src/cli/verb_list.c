@@ -40,22 +40,9 @@ static const Column columns[] = {
 static int ask(const char *name, json_object **ret)
 {
 	_cleanup_bus_ sd_bus *bus = NULL;
-	sd_bus_message *call = NULL, *reply = NULL;
-	const char *text;
-	int r;
+	int r = client_connect_once(name, &bus);
 
-	r = client_connect_once(name, &bus);
-	if (r >= 0)
-		r = sd_bus_message_new_method_call(bus, &call, NULL, CONTROL_PATH, CONTROL_INTERFACE, "Status");
-	if (r >= 0)
-		r = sd_bus_call(bus, call, STATUS_USEC, NULL, &reply);
-	if (r >= 0)
-		r = sd_bus_message_read(reply, "s", &text);
-	if (r >= 0)
-		r = client_json("Status", text, ret, NULL);
-	sd_bus_message_unref(reply);
-	sd_bus_message_unref(call);
-	return r;
+	return r < 0 ? r : client_status(bus, STATUS_USEC, ret);
 }
 
 /* What the files say of a VM whose keeper did not answer. */

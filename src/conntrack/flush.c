@@ -43,14 +43,11 @@ static CtSelect *without(const CtSelect *select, const CtSelect *spare)
 /* Return: 0, 1 at the end of the dump, or negative errno. */
 static int collect_message(const struct nlmsghdr *nlh, const CtSelect *select, const CtSelect *spare, CtVictims *v)
 {
+	int end = ct_dump_end(nlh);
 	CtRecord record;
 
-	if (nlh->nlmsg_type == NLMSG_DONE)
-		return 1;
-	if (nlh->nlmsg_type == NLMSG_ERROR)
-		return mnl_nlmsg_get_payload_len(nlh) < sizeof(struct nlmsgerr)
-			       ? -EBADMSG
-			       : ((const struct nlmsgerr *)mnl_nlmsg_get_payload(nlh))->error;
+	if (end != 0)
+		return end;
 	if (ct_parse_selected(nlh, select) && ct_parse(nlh, &record) && ct_record_selected(&record, select) &&
 	    !(spare && ct_record_selected(&record, spare)))
 		ct_victims_add(v, &record);

@@ -47,6 +47,17 @@ struct nlmsghdr *ct_message_begin(void *buffer, uint16_t type, uint16_t flags, u
 	return nlh;
 }
 
+int ct_dump_end(const struct nlmsghdr *nlh)
+{
+	const struct nlmsgerr *e = mnl_nlmsg_get_payload(nlh);
+
+	if (nlh->nlmsg_type == NLMSG_DONE)
+		return 1;
+	if (nlh->nlmsg_type != NLMSG_ERROR)
+		return 0;
+	return mnl_nlmsg_get_payload_len(nlh) < sizeof(*e) ? -EBADMSG : e->error;
+}
+
 struct nlmsghdr *ct_batch_add(CtBatch *batch, uint16_t type, uint16_t flags, uint8_t family, uint64_t tag)
 {
 	assert(!ct_batch_full(batch, 1));

@@ -36,6 +36,9 @@ bool ct_parse_all(const struct nlmsghdr *nlh, CtRecord *ret, CtExtra *store);
 /** ct_parse_selected() - quickly, whether one of the four addresses is in @select; mark and zone are not looked at */
 bool ct_parse_selected(const struct nlmsghdr *nlh, const CtSelect *select);
 
+/** ct_dump_end() - whether a message ends a dump. Return: 0 if not, 1 at its end, or the kernel's negative errno */
+int ct_dump_end(const struct nlmsghdr *nlh);
+
 /** ct_build_key() - name an entry by its original tuple and zone, for DELETE and GET */
 void ct_build_key(struct nlmsghdr *nlh, const CtKey *key);
 

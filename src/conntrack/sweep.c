@@ -46,14 +46,11 @@ static bool is_others_too(const CtApply *a, const CtRecord *r)
 /* Return: 0, 1 at the end, or negative errno. */
 static int survey_message(CtApply *a, const struct nlmsghdr *nlh)
 {
+	int end = ct_dump_end(nlh);
 	CtRecord record;
 
-	if (nlh->nlmsg_type == NLMSG_DONE)
-		return 1;
-	if (nlh->nlmsg_type == NLMSG_ERROR)
-		return mnl_nlmsg_get_payload_len(nlh) < sizeof(struct nlmsgerr)
-			       ? -EBADMSG
-			       : ((const struct nlmsgerr *)mnl_nlmsg_get_payload(nlh))->error;
+	if (end != 0)
+		return end;
 	if (ct_parse_selected(nlh, a->allowed) && ct_parse(nlh, &record) && ct_record_owned(&record, a->allowed) &&
 	    !is_others_too(a, &record))
 		ct_victims_add(&a->sweep->victims, &record);

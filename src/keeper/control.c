@@ -262,6 +262,13 @@ static Client *calling(Keeper *k, sd_bus_message *m)
 	return c;
 }
 
+static int started(sd_bus_message *m, Keeper *k, bool check, int r, Error *err, sd_bus_error *error)
+{
+	if (r < 0)
+		return bus_error(error, r == -EBUSY ? "Busy" : r == -EINVAL ? "InvalidArgument" : "Failed", err);
+	return check ? 1 : sd_bus_reply_method_return(m, "s", k->move->id);
+}
+
 static int start_move(sd_bus_message *m, Keeper *k, bool check, sd_bus_error *error)
 {
 	_cleanup_(move_options_clear)
@@ -280,9 +287,7 @@ static int start_move(sd_bus_message *m, Keeper *k, bool check, sd_bus_error *er
 	r = move_start(k, &options, check ? m : NULL, &err);
 	if (r < 0)
 		k->relay = before;
-	if (r < 0)
-		return bus_error(error, r == -EBUSY ? "Busy" : r == -EINVAL ? "InvalidArgument" : "Failed", err);
-	return check ? 1 : sd_bus_reply_method_return(m, "s", k->move->id);
+	return started(m, k, check, r, err, error);
 }
 
 static int on_migrate(sd_bus_message *m, void *userdata, sd_bus_error *error)
@@ -326,9 +331,7 @@ static int start_upgrade(sd_bus_message *m, Keeper *k, bool check, sd_bus_error 
 	r = upgrade_start(k, &options, check ? m : NULL, &err);
 	if (r < 0 && r != -EBUSY && check)
 		return answer_refused(m, report_upgrade_refused(k, err));
-	if (r < 0)
-		return bus_error(error, r == -EBUSY ? "Busy" : r == -EINVAL ? "InvalidArgument" : "Failed", err);
-	return check ? 1 : sd_bus_reply_method_return(m, "s", k->move->id);
+	return started(m, k, check, r, err, error);
 }
 
 static int on_upgrade(sd_bus_message *m, void *userdata, sd_bus_error *error)

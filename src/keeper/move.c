@@ -113,8 +113,7 @@ void move_warn(Move *m, const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	if (vasprintf(&text, fmt, ap) < 0)
-		abort();
+	text = xvasprintf(fmt, ap);
 	va_end(ap);
 	if (strv_length(m->warnings) >= MOVE_WARNINGS_MAX || strv_contains(m->warnings, text))
 		return;

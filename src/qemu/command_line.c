@@ -51,8 +51,7 @@ static void _printf_(3, 4) add_option(Words *w, const char *option, const char *
 	va_list ap;
 
 	va_start(ap, fmt);
-	if (vasprintf(&value, fmt, ap) < 0)
-		abort();
+	value = xvasprintf(fmt, ap);
 	va_end(ap);
 	add(w, option);
 	strv_push(&w->argv, value);

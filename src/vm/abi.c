@@ -21,8 +21,7 @@ static void _printf_(2, 3) differ(Compare *c, const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	if (vasprintf(&line, fmt, ap) < 0)
-		abort();
+	line = xvasprintf(fmt, ap);
 	va_end(ap);
 	strv_push(&c->differences, TAKE_PTR(line));
 	c->n++;

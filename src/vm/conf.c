@@ -65,8 +65,7 @@ int conf_fail(const ConfLines *lines, const char *key, Error **err, const char *
 	va_list ap;
 
 	va_start(ap, fmt);
-	if (vasprintf(&message, fmt, ap) < 0)
-		abort();
+	message = xvasprintf(fmt, ap);
 	va_end(ap);
 	return error_set(err, -EINVAL, "%s:%u: %s", lines->origin, line ? line : lines->last, message);
 }
@@ -120,8 +119,7 @@ static void _printf_(2, 0) on_error(cfg_t *cfg, const char *fmt, va_list ap)
 {
 	_cleanup_free_ char *message = NULL, *clean = NULL;
 
-	if (vasprintf(&message, fmt, ap) < 0)
-		abort();
+	message = xvasprintf(fmt, ap);
 	clean = text_clean(message, 200);
 	error_set(parse->err, -EINVAL, "%s:%d: %s", parse->origin, cfg->line, clean);
 	error_hint(parse->err, "write KEY = \"VALUE\", KEY = { \"VALUE\", \"VALUE\" } or SECTION { ... }");

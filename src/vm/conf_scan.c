@@ -53,8 +53,7 @@ static int _printf_(2, 3) fail(Scan *s, const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	if (vasprintf(&message, fmt, ap) < 0)
-		abort();
+	message = xvasprintf(fmt, ap);
 	va_end(ap);
 	return error_set(s->err, -EINVAL, "%s:%u: %s", s->lines->origin, s->line, message);
 }

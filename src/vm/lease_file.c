@@ -290,18 +290,26 @@ static int same_file(const Lease *lease, Error **err)
 	return -ESTALE;
 }
 
+/* The record, of the file that is at the path. */
+static int current_record(const Lease *lease, Record *record, LeaseState *state, Error **err)
+{
+	int r = same_file(lease, err);
+
+	if (r >= 0)
+		r = read_record(lease, record, err);
+	if (r >= 0)
+		*state = state_of(record);
+	return r;
+}
+
 static int take(Lease *lease, const LeaseAccept *accept, size_t n, Error **err)
 {
 	LeaseState state;
 	Record record;
-	int r;
+	int r = current_record(lease, &record, &state, err);
 
-	r = same_file(lease, err);
-	if (r >= 0)
-		r = read_record(lease, &record, err);
 	if (r < 0)
 		return r;
-	state = state_of(&record);
 	if (!lease_accepted(&state, accept, n))
 		return lease_was_elsewhere(lease, &state, err);
 	r = write_record(lease, &record, true, record.generation + 1, err);
@@ -381,14 +389,10 @@ static int still_mine(const Lease *lease, Error **err)
 {
 	Record record;
 	LeaseState state;
-	int r;
+	int r = current_record(lease, &record, &state, err);
 
-	r = same_file(lease, err);
-	if (r >= 0)
-		r = read_record(lease, &record, err);
 	if (r < 0)
 		return r;
-	state = state_of(&record);
 	if (!is_mine(lease, &record) || record.generation != lease->generation)
 		return error_set(err, -ESTALE, "%s's lease %s was taken by host %s", lease->vm, lease->path,
 				 state.name);

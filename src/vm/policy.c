@@ -31,8 +31,7 @@ static int refuse(const Policy *p, const char *key, const char *hint, const char
 	va_list ap;
 
 	va_start(ap, fmt);
-	if (vasprintf(&message, fmt, ap) < 0)
-		abort();
+	message = xvasprintf(fmt, ap);
 	va_end(ap);
 	error_set(p->err, -EPERM, "%s: refused by %s", message, p->conf->host_name);
 	error_hint(p->err, "host.conf on %s, receive { %s }: %s", p->conf->host_name, key, hint);

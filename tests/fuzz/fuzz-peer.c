@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "keeper/move.h"
+#include "place.h"
 
 #define NAME "fuzz"
 #define HELLO "vmferry/1 peer " NAME " 0123456789abcdef0123456789abcdef -\n"
@@ -44,36 +45,6 @@ int __wrap_ct_apply_new(_unused_ const CtSelect *select, _unused_ const CtApplyO
 
 static const char conf[] = "host-id = \"here\"\nhost-name = \"here\"\nbinary = \"/bin/true\"\n"
 			   "receive { bridges = { \"lo\" } }\ndeadlines { link = 600 }\n";
-
-static char *place;
-
-static void clean_up(void)
-{
-	(void)dir_remove(place);
-	free(place);
-}
-
-static void set_up(void)
-{
-	static const char *const names[] = {"VMFERRY_CONFIG_DIR", "VMFERRY_RUNTIME_DIR", "VMFERRY_STATE_DIR"};
-	char dir[] = "/dev/shm/fuzz-peer.XXXXXX";
-	_cleanup_free_ char *file = NULL;
-
-	if (place)
-		return;
-	if (!mkdtemp(dir))
-		abort();
-	place = xstrdup(dir);
-	atexit(clean_up);
-	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
-		setenv(names[i], place, 1);
-	file = xasprintf("%s/host.conf", place);
-	if (file_write(file, conf, sizeof(conf) - 1, 0600, false) < 0)
-		abort();
-	signal(SIGPIPE, SIG_IGN);
-	if (!getenv("VMFERRY_LOG"))
-		log_set_level(LOG_LEVEL_ERROR);
-}
 
 static void begin(Keeper *k)
 {
@@ -146,7 +117,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (size == 0)
 		return 0;
-	set_up();
+	fuzz_place(conf);
 	begin(&k);
 	half = data[0] & 4 ? (size - 1) / 2 : size - 1;
 	first = connect_and_say(data[0], data + 1, half);

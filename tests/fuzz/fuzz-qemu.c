@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "keeper/move.h"
+#include "place.h"
 
 #define NAME "fuzz"
 #define ID "0123456789abcdef0123456789abcdef"
@@ -24,7 +25,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int __wrap_qemu_process_adopt(const char *dir, unsigned int generation, QemuProcess **ret, Error **err);
 int __wrap_qemu_process_kill(QemuProcess *process);
 
-static char *place;
+static const char conf[] = "migration-address = \"10.99.0.1\"\n";
 static int dies = -1; /* what is written here ends the "process" */
 static int ends;      /* its pidfd, as far as anybody can tell */
 
@@ -44,34 +45,6 @@ int __wrap_qemu_process_kill(_unused_ QemuProcess *process)
 {
 	(void)!write(dies, "x", 1);
 	return 0;
-}
-
-static void clean_up(void)
-{
-	(void)dir_remove(place);
-	free(place);
-}
-
-static void set_up(void)
-{
-	static const char *const names[] = {"VMFERRY_CONFIG_DIR", "VMFERRY_RUNTIME_DIR", "VMFERRY_STATE_DIR"};
-	static const char conf[] = "migration-address = \"10.99.0.1\"\n";
-	char dir[] = "/dev/shm/fuzz-qemu.XXXXXX";
-	_cleanup_free_ char *file = NULL;
-
-	if (place)
-		return;
-	if (!mkdtemp(dir))
-		abort();
-	place = xstrdup(dir);
-	atexit(clean_up);
-	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
-		setenv(names[i], place, 1);
-	file = xasprintf("%s/host.conf", place);
-	if (file_write(file, conf, sizeof(conf) - 1, 0600, false) < 0)
-		abort();
-	signal(SIGPIPE, SIG_IGN);
-	log_set_level(getenv("VMFERRY_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR);
 }
 
 static void run(Keeper *k)
@@ -265,7 +238,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (size == 0)
 		return 0;
-	set_up();
+	fuzz_place(conf);
 	text = strndup((const char *)data + 1, size - 1);
 	begin(&k, &q, data[0] % 4);
 	under_way(&k, data[0] % 4);

@@ -2,14 +2,12 @@
 """Cilium's table as source and sink of vmferry-conntrack, with agents that speak the documented API. No kernel is needed."""
 import json
 import os
-import signal
 import subprocess
-import threading
 
 import pytest
 
 import ciliumd
-from ciliumd import ESTABLISHED, IN, key, lifetime, value
+from ciliumd import IN, key, lifetime, value
 from test_conntrack import LIMIT, TOOL, until
 
 VM, PEER = "10.0.0.5", "192.0.2.1"

@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 
-from test_running import LOADED, ended, keeper, wait_until
-from testbed import BUILD, Guest, Testbed, build_option
+from test_running import LOADED, ended, keeper
+from testbed import BUILD, Guest, Testbed, build_option, wait_until
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -115,7 +115,7 @@ def test_keeper_is_killed(bed, home, probe):
     os.kill(keeper(home.here), signal.SIGKILL)
     out, err = mover.communicate(timeout=40)
     assert mover.returncode in (1, 3), out + err
-    wait_until(lambda: home.status() is None and home.states() == ["running", None], limit=30)
+    wait_until(lambda: home.status() is None and home.states() == ["running", None])
 
 
 def test_check(bed, home, probe):
@@ -159,7 +159,7 @@ def test_client_leaves(bed, home, probe):
     out, err = mover.communicate(timeout=20)
     assert mover.returncode == 3 and "goes on" in err
     home.here.vmferry("set", NAME, "bandwidth=1G")
-    wait_until(lambda: home.states() == [None, "running"], limit=30)
+    wait_until(lambda: home.states() == [None, "running"])
     home.swap()
 
 
@@ -175,7 +175,7 @@ def test_streams_are_cut(bed, home, probe):
         os.kill(pid, signal.SIGKILL)
     out, err = mover.communicate(timeout=30)
     assert mover.returncode in (1, 3), out + err
-    wait_until(lambda: home.status() is None and home.states()[0] == "running", limit=30)
+    wait_until(lambda: home.status() is None and home.states()[0] == "running")
 
 
 def test_cancel_when_the_relay_stands_still(bed, home, probe):
@@ -235,7 +235,7 @@ def test_client_machine_is_lost(bed, home, probe, point):
     if home.states()[0] == "in-doubt":
         done = bed.operator.run(*home.words("recover"), check=False)
         assert json.loads(done.stdout)["status"] in ("completed", "failed"), done
-    wait_until(lambda: sorted(home.states(), key=str) == [None, "running"], limit=30)
+    wait_until(lambda: sorted(home.states(), key=str) == [None, "running"])
     if home.states()[0] is None:
         home.swap()
 
@@ -247,7 +247,7 @@ def test_in_doubt_until_a_client_comes(bed, home, probe):
     mover.send_signal(signal.SIGSTOP)  # from now on it makes no streams
     (home.here.runtime / "fault").write_text("SEND_FINISH:before:link\n")
     home.here.vmferry("set", NAME, "bandwidth=1G")
-    wait_until(lambda: home.states()[0] == "in-doubt", limit=30)
+    wait_until(lambda: home.states()[0] == "in-doubt")
     for pid in streams(bed):
         os.kill(pid, signal.SIGKILL)
     mover.kill()
@@ -255,4 +255,4 @@ def test_in_doubt_until_a_client_comes(bed, home, probe):
     assert home.here.vmferry_json("recover", NAME)["state"] == "in-doubt"
     result = json.loads(bed.operator.run(*home.words("recover"), check=False).stdout)
     assert result["status"] == "failed" and "did not take the guest" in result["error"]["message"], result
-    wait_until(lambda: home.states() == ["running", None], limit=30)
+    wait_until(lambda: home.states() == ["running", None])

@@ -4,14 +4,12 @@
 import itertools
 import json
 import os
-import select
 import subprocess
-import time
 
 import pytest
 
 from faults import shut_down_unheard
-from testbed import LIMIT, Guest, Testbed, wait_file
+from testbed import LIMIT, Guest, Testbed, wait_file, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +18,6 @@ def bed():
         for host in (bed.a, bed.b):
             host.write_conf("receive {\n qemu-args = true\n}\n")
         yield bed
-
-
-def wait_until(check, limit=20):
-    end = time.monotonic() + limit
-    while not (found := check()):
-        assert time.monotonic() < end, check
-        select.select([], [], [], 0.02)
-    return found
 
 
 numbers = itertools.count(5)

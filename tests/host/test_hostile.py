@@ -22,7 +22,7 @@ import rawpeer
 from rawpeer import Closed, Peer, Refused, batch, new_id, record
 import stays
 from stays import GAP, Stays
-from testbed import BUILD, Testbed, build_option, qemu, section, words
+from testbed import BUILD, Testbed, build_option, qemu, section, words, wait_until
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -235,7 +235,7 @@ def test_never_stays_never(bed, peer):
             assert late.outcome()["outcome"] == "never"
 
 
-def test_records_do_not_wear_out(bed, peer):
+def test_records_do_not_wear_out(bed):
     """Whatever a stranger asks, what decides who may run web1 stays."""
     for _ in range(40):
         with Peer(bed.a, "web1") as stranger:
@@ -689,13 +689,6 @@ def test_target_that_does_not_receive(bed, tmp_path):
 def test_target_lies_after_the_commit(bed, tmp_path, script, said):
     """Only an answer is an answer; what is none makes the source ask again, and Never brings the guest back."""
     not_taken(bed, fake(bed, tmp_path, **TAKES | script), said)
-
-
-def wait_until(check, limit=30):
-    end = time.monotonic() + limit
-    while not check():
-        assert time.monotonic() < end
-        select.select([], [], [], 0.02)
 
 
 @pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")

@@ -4,16 +4,14 @@
 import json
 import os
 import re
-import select
 import shutil
 import signal
-import time
 
 import pytest
 
 from cancel import raw_target
 from stays import small
-from testbed import LIMIT, Guest, Testbed, build_option, section, wait_file
+from testbed import LIMIT, Guest, Testbed, build_option, section, wait_file, wait_until
 
 needs_faults = pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
 
@@ -63,14 +61,6 @@ def leased(bed):
     for host in bed.hosts:
         host.write_conf("deadlines { connect = 5 prepare = 10 switchover = 3 finish = 3 link = 3 }\n")
     return Leased(bed)
-
-
-def wait_until(check, limit=30):
-    end = time.monotonic() + limit
-    while not (found := check()):
-        assert time.monotonic() < end, check
-        select.select([], [], [], 0.02)
-    return found
 
 
 def state(host):

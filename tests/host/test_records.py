@@ -14,9 +14,8 @@ import subprocess
 
 import pytest
 
-from test_lease import wait_until
 from stays import small
-from testbed import ACCEL, Testbed, build_option, qemu
+from testbed import ACCEL, Testbed, build_option, qemu, wait_until
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 NAME = "kept"

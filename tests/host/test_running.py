@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from testbed import Guest, Testbed, build_option
+from testbed import Guest, Testbed, build_option, wait_until
 
 LOADED = "fill 64"  # random memory, so that a move takes a while at a given bandwidth
 
@@ -48,14 +48,6 @@ def keeper(host, name="web1"):
         if f":{inode} " in line and "FLOCK" in line:
             return int(line.split()[4])
     return None
-
-
-def wait_until(check, limit=30):
-    end = time.monotonic() + limit
-    while not (found := check()):
-        assert time.monotonic() < end, check
-        select.select([], [], [], 0.02)
-    return found
 
 
 def slow(home, *options, **kwargs):

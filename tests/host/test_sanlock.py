@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 from stays import small
-from test_lease import UUID, fault, kill_keeper, needs_faults, settled, struck, wait_state, wait_until
-from testbed import BUILD, Testbed, section
+from test_lease import UUID, fault, kill_keeper, needs_faults, settled, struck, wait_state
+from testbed import BUILD, Testbed, section, wait_until
 
 pytestmark = pytest.mark.skipif(not shutil.which("sanlock") or not any(BUILD.rglob("*lease_sanlock.c.o")),
                                 reason="needs sanlock, and a build with it")

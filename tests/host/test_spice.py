@@ -11,8 +11,7 @@ import pytest
 import spice
 from faults import qemus
 from stays import small
-from test_running import wait_until
-from testbed import Testbed, section
+from testbed import Testbed, section, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 QEMU = "/usr/bin/qemu-system-x86_64"  # Debian's own has SPICE

@@ -11,8 +11,8 @@ import pytest
 
 from cancel import TAKES, raw_target
 from stays import small
-from test_running import LOADED, ended, keeper, wait_until
-from testbed import Guest, Testbed, section
+from test_running import LOADED, ended, keeper
+from testbed import Guest, Testbed, section, wait_until
 
 NAME = "web1"
 
@@ -57,7 +57,7 @@ def moving(home, *options, ssh=False):
     to = there.ssh if ssh else there.exec_destination()
     mover = here.popen("vmferry", "migrate", NAME, to, "--json", "--progress=none", *options, stdout=subprocess.PIPE,
                        stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: migration(home).get("state") == "perform" or mover.poll() is not None, limit=30)
+    wait_until(lambda: migration(home).get("state") == "perform" or mover.poll() is not None)
     assert mover.poll() is None, mover.communicate()
     yield mover
 
@@ -127,7 +127,7 @@ def test_throttle(bed, home):
             assert now["downtime_limit"] == 100 and now["predicted_pause_ms"] > 100 and now["dirty_rate"] > 0, now
             wait_until(lambda: migration(home).get("throttle", 0) == 30, limit=60)
             here.vmferry("set", NAME, "throttle=off")
-            wait_until(lambda: migration(home).get("throttle", 99) <= 1, limit=30)
+            wait_until(lambda: migration(home).get("throttle", 99) <= 1)
             here.vmferry("set", NAME, "downtime=20s")
             result = ended(mover, 0, limit=60)
     finally:

@@ -13,7 +13,7 @@ import time
 import pytest
 from faults import Injector, shut_down_unheard
 from netns import command, kill
-from testbed import LIMIT, Guest, Testbed, build_option, qemu, section, wait_file
+from testbed import LIMIT, Guest, Testbed, build_option, qemu, section, wait_file, wait_until
 
 OLD = "/usr/bin/qemu-system-x86_64"
 MACHINE = "pc-q35-7.2"  # what both know
@@ -112,14 +112,6 @@ def web1(home):
 
 def qemus(host, name):
     return [pid for pid, line in host.processes().items() if f"guest={name}," in line]
-
-
-def wait_until(check, limit=30):
-    end = time.monotonic() + limit
-    while not (found := check()):
-        assert time.monotonic() < end, check
-        select.select([], [], [], 0.02)
-    return found
 
 
 def small(host, name, number, text="", **keys):

@@ -12,8 +12,7 @@ import pytest
 import spice
 from faults import Injector, keepers, parents
 from stays import small
-from test_running import wait_until
-from testbed import Testbed, build_option, qemu, section
+from testbed import Testbed, build_option, qemu, section, wait_until
 
 OLD = "/usr/bin/qemu-system-x86_64"
 MACHINE = "pc-q35-7.2"  # what both know

@@ -13,8 +13,8 @@ import threading
 import pytest
 
 from rawqemu import Qmp, RawQemu, migrate
-from testbed import BUILD, Guest, Testbed
-from vmbus import CONNTRACK, TOOL, Bus, qmp_option, start, wait_until
+from testbed import BUILD, Guest, Testbed, wait_until
+from vmbus import CONNTRACK, TOOL, Bus, qmp_option, start
 
 FILL = BUILD / "bench/ct-bench"
 OLD_QEMU = "/usr/bin/qemu-system-x86_64"

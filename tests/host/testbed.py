@@ -108,6 +108,15 @@ def wait_file(path, text, limit=LIMIT):
         os.close(notify)
 
 
+def wait_until(check, limit=LIMIT):
+    """Wait until something is true for which there is nothing to wait on; return it."""
+    end = time.monotonic() + limit
+    while not (found := check()):
+        assert time.monotonic() < end, check
+        select.select([], [], [], 0.02)
+    return found
+
+
 class Guest:
     """A test guest's address, and the numbers that follow from it."""
 

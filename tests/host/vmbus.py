@@ -3,9 +3,7 @@
 
 import json
 import pathlib
-import select
 import subprocess
-import time
 
 from testbed import BUILD
 
@@ -71,11 +69,3 @@ def qmp_option(host, name="web1"):
 def start(bus, guest, name="web1", *options):
     return bus.tool("start", name, f"--qmp={bus.host.dir}/{name}.qmp", f"--address={guest.ip4}", f"--address={guest.ip6}",
                     f"--log={bus.host.dir}/{name}.vmstate.log", *options)
-
-
-def wait_until(check, limit=10):
-    end = time.monotonic() + limit
-    while not (found := check()):
-        assert time.monotonic() < end, check
-        select.select([], [], [], 0.02)
-    return found
