@@ -171,6 +171,14 @@ uint64_t process_start_time(pid_t pid)
 	return ticks;
 }
 
+char process_state(pid_t pid)
+{
+	_cleanup_free_ char *path = xasprintf("/proc/%d/stat", (int)pid), *text = NULL;
+	const char *p = file_read(path, 65536, &text, NULL) < 0 ? NULL : strrchr(text, ')');
+
+	return p && p[1] == ' ' && p[2] ? p[2] : 'X';
+}
+
 char *process_own_binary(void)
 {
 	char path[PATH_MAX];

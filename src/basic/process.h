@@ -48,5 +48,8 @@ pid_t process_spawn(const Spawn *spawn, int *ret_pidfd, Error **err);
 /** process_start_time() - clock ticks since boot at which @pid started (proc(5) stat field 22); 0 if it is gone */
 uint64_t process_start_time(pid_t pid);
 
+/** process_state() - a letter as in field 3 of proc(5) stat: 'R' has or wants a CPU, 'T' is stopped, 'X' is gone ... */
+char process_state(pid_t pid);
+
 /** process_own_binary() - the path of the running program; the file that replaced it, if it was replaced */
 char *process_own_binary(void);

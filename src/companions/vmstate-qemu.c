@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "basic/fd.h"
@@ -60,7 +59,7 @@ static int open_talk(Talk *t, int fd)
 }
 
 /* Connect, give the commands, wait for the answer to the last one. Return: 0, or negative errno with @err set. */
-static int talk(const Naming *naming, json_object *add, int *ret_pidfd, Error **err)
+static int talk(const Naming *naming, json_object *add, void (*who)(void *userdata, pid_t qemu), void *userdata, Error **err)
 {
 	_cleanup_(talk_done) Talk t = {};
 	struct ucred peer;
@@ -72,8 +71,8 @@ static int talk(const Naming *naming, json_object *add, int *ret_pidfd, Error **
 		error_set(err, -ENOTCONN, "VM %s is not running here: %s: %s", naming->id, naming->qmp, strerror(-fd));
 		return -ENOTCONN;
 	}
-	if (ret_pidfd && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0)
-		*ret_pidfd = (int)syscall(SYS_pidfd_open, peer.pid, 0);
+	if (who && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0)
+		who(userdata, peer.pid);
 	r = open_talk(&t, fd);
 	if (r < 0) {
 		fd_close(fd);
@@ -92,16 +91,16 @@ static int talk(const Naming *naming, json_object *add, int *ret_pidfd, Error **
 	return t.error ? error_set(err, -EIO, "QEMU: %s", t.error) : 0;
 }
 
-int vmstate_object_add(const Naming *naming, const char *bus, int *ret_pidfd, Error **err)
+int vmstate_object_add(const Naming *naming, const char *bus, void (*who)(void *userdata, pid_t qemu), void *userdata, Error **err)
 {
 	/* Without id-list QEMU would drop the state without a word. */
 	json_object *add = json_build("qom-type", "s", "dbus-vmstate", "id", "s", OBJECT_ID, "addr", "s", bus, "id-list", "s",
 				      naming->id, NULL);
 
-	return talk(naming, add, ret_pidfd, err);
+	return talk(naming, add, who, userdata, err);
 }
 
 int vmstate_object_remove(const Naming *naming, Error **err)
 {
-	return talk(naming, NULL, NULL, err);
+	return talk(naming, NULL, NULL, NULL, err);
 }

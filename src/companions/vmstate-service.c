@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
@@ -18,11 +20,12 @@
 #include "basic/fd.h"
 #include "basic/log.h"
 #include "companions/conntrack.h"
+#include "companions/vmstate-door.h"
 #include "companions/vmstate.h"
 #include "conntrack/save.h"
 
-#define PING_USEC USEC_PER_SEC
-#define PONG_USEC (2 * USEC_PER_SEC) /* a bus that is slower on a busy machine hangs all the same for the guest */
+#define LOOK_USEC USEC_PER_SEC
+#define NICE -10
 #define RESYNC_USEC (2 * USEC_PER_SEC) /* where events are missing (nf_conntrack_events = 2) */
 
 typedef struct Service {
@@ -30,7 +33,8 @@ typedef struct Service {
 	Naming naming;
 	sd_event *event;
 	sd_bus *bus;
-	sd_event_source *qemu_exit, *settle;
+	sd_event_source *qemu_exit, *settle, *unmute;
+	Door *door; /* between QEMU and us; NULL: the manager added the object, on the bus */
 	int qemu; /* pidfd, or -1 */
 	CtSelect *select;
 	CtFollow *follow;
@@ -39,6 +43,7 @@ typedef struct Service {
 	uint32_t migrated; /* saved or loaded last */
 	uint64_t left;	   /* found no room in the last Save */
 	bool added;	   /* our object is in QEMU */
+	DoorLate late;	   /* of doors before this one */
 	uint8_t *snapshot;
 } Service;
 
@@ -46,6 +51,8 @@ static void service_done(Service *s)
 {
 	sd_event_source_disable_unref(s->qemu_exit);
 	sd_event_source_disable_unref(s->settle);
+	sd_event_source_disable_unref(s->unmute);
+	door_free(s->door, false);
 	ct_follow_free(s->follow);
 	ct_apply_free(s->apply);
 	ct_select_free(s->select);
@@ -96,13 +103,23 @@ static size_t snapshot(Service *s, const uint8_t **ret)
 	return len;
 }
 
-static int on_save(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
+static size_t save(Service *s, const uint8_t **ret)
 {
 	uint64_t begin = now_usec();
+	size_t len = snapshot(s, ret);
+
+	log_info("saved %" PRIu32 " entries, %zu bytes, in %" PRIu64 " us", s->migrated, len, now_usec() - begin);
+	if (s->left)
+		log_warning("%" PRIu64 " entries found no room in QEMU's 1 MiB", s->left);
+	return len;
+}
+
+static int on_save(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
+{
 	sd_bus_message *reply = NULL;
 	Service *s = userdata;
 	const uint8_t *data;
-	size_t len = snapshot(s, &data);
+	size_t len = save(s, &data);
 	int r;
 
 	r = sd_bus_message_new_method_return(m, &reply);
@@ -111,10 +128,16 @@ static int on_save(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *err
 	if (r >= 0)
 		r = sd_bus_send(s->bus, reply, NULL);
 	sd_bus_message_unref(reply);
-	log_info("saved %" PRIu32 " entries, %zu bytes, in %" PRIu64 " us", s->migrated, len, now_usec() - begin);
-	if (s->left)
-		log_warning("%" PRIu64 " entries found no room in QEMU's 1 MiB", s->left);
 	return r;
+}
+
+static size_t door_save(void *userdata, uint8_t *to, _unused_ size_t max)
+{
+	const uint8_t *data;
+	size_t len = save(userdata, &data);
+
+	memcpy(to, data, len);
+	return len;
 }
 
 /* ---- Load ---- */
@@ -167,20 +190,35 @@ static void settle_later(Service *s)
 	(void)sd_event_add_time_relative(s->event, &s->settle, CLOCK_MONOTONIC, s->settle_usec, 0, on_settle, s);
 }
 
-static int on_load(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
+static int on_unmute(sd_event_source *source, void *userdata)
+{
+	Service *s = userdata;
+
+	(void)ct_follow_unmute(s->follow);
+	return sd_event_source_set_enabled(source, SD_EVENT_OFF);
+}
+
+/* New entries are heard of again once QEMU has its answer. */
+static void unmute_later(Service *s)
+{
+	int r = s->unmute ? sd_event_source_set_enabled(s->unmute, SD_EVENT_ONESHOT)
+			  : sd_event_add_defer(s->event, &s->unmute, on_unmute, s);
+
+	if (r < 0)
+		(void)ct_follow_unmute(s->follow);
+}
+
+static void load_and_say(Service *s, const void *data, size_t len)
 {
 	uint64_t begin = now_usec();
 	_cleanup_error_ Error *err = NULL;
-	Service *s = userdata;
 	CtApplyStats stats = {};
-	const void *data = NULL;
-	size_t len = 0;
-	int r = sd_bus_message_read_array(m, 'y', &data, &len);
+	int r;
 
 	s->migrated = 0;
 	(void)ct_follow_mute(s->follow);
-	if (r >= 0)
-		r = load(s, data, len, &err);
+	r = load(s, data, len, &err);
+	unmute_later(s);
 	if (r < 0)
 		log_error("cannot load all: %s", err ? err->message : strerror(-r));
 	if (s->apply) {
@@ -192,9 +230,21 @@ static int on_load(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *err
 		 now_usec() - begin);
 	if (stats.refused + stats.failed)
 		log_warning("%" PRIu64 " entries not taken, the first: %s", stats.refused + stats.failed, stats.first_refused);
-	r = sd_bus_reply_method_return(m, NULL);
-	(void)ct_follow_unmute(s->follow);
-	return r;
+}
+
+static int on_load(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
+{
+	const void *data = NULL;
+	size_t len = 0;
+
+	if (sd_bus_message_read_array(m, 'y', &data, &len) >= 0)
+		load_and_say(userdata, data, len);
+	return sd_bus_reply_method_return(m, NULL);
+}
+
+static void door_load(void *userdata, const uint8_t *data, size_t len)
+{
+	load_and_say(userdata, data, len);
 }
 
 /* ---- the object ---- */
@@ -305,16 +355,33 @@ static int follow(Service *s, Error **err)
 	return r;
 }
 
+static int open_door(Service *s, Error **err)
+{
+	static const DoorHandlers handlers = {.save = door_save, .load = door_load};
+	static uint8_t empty[CT_WIRE_HEADER];
+	DoorSpec spec = {.id = s->naming.id, .none = "[0]\n", .none_len = 4};
+
+	if (tool_format(s->tool, FORMAT_WIRE) == FORMAT_WIRE) {
+		ct_wire_header(empty, sizeof(empty), 0);
+		spec.none = empty;
+		spec.none_len = sizeof(empty);
+	}
+	return door_open(s->event, &spec, &handlers, s, &s->door, err);
+}
+
+static void on_qemu(void *userdata, pid_t qemu)
+{
+	Service *s = userdata;
+
+	door_let_in(s->door, qemu);
+	if (s->qemu < 0)
+		s->qemu = (int)syscall(SYS_pidfd_open, qemu, 0);
+}
+
 static int add_to_qemu(Service *s, Error **err)
 {
-	const char *address = s->naming.bus;
-	int r;
+	int r = vmstate_object_add(&s->naming, door_address(s->door), on_qemu, s, err);
 
-	if (!s->naming.qmp)
-		return 0;
-	if (!address && (r = sd_bus_get_address(s->bus, &address)) < 0)
-		return error_set(err, r, "cannot tell the bus's address: %s", strerror(-r));
-	r = vmstate_object_add(&s->naming, address, s->qemu < 0 ? &s->qemu : NULL, err);
 	if (r < 0)
 		return r;
 	s->added = true;
@@ -323,46 +390,46 @@ static int add_to_qemu(Service *s, Error **err)
 	return 0;
 }
 
-/*
- * A bus that hangs would hold the guest, stopped, for as long as QEMU waits for an answer, 25 s. Where it hangs already before,
- * the object is taken out of QEMU until the bus answers again: the entries stay behind, but the guest does not wait.
- */
-static int on_pong(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
+/* A door that is stopped, or was killed, is replaced before QEMU comes to it. */
+static void replace_door(Service *s)
 {
 	_cleanup_error_ Error *err = NULL;
-	Service *s = userdata;
-	bool answers = !sd_bus_message_is_method_error(m, NULL);
+	DoorLate late;
+	int r;
 
-	if (answers && !s->added && add_to_qemu(s, &err) >= 0)
-		log_info("the bus answers again: back in QEMU");
-	if (!answers && s->added && vmstate_object_remove(&s->naming, &err) >= 0) {
-		log_warning("the bus does not answer: taken out of QEMU until it does");
-		s->added = false;
+	if (s->door) {
+		log_warning("the door to QEMU is stopped or has ended: made anew");
+		door_late(s->door, &late);
+		s->late.save += late.save;
+		s->late.load += late.load;
+		s->door = door_free(s->door, true);
 	}
-	if (err)
-		log_warning("%s", err->message);
-	return 0;
+	r = open_door(s, &err);
+	if (r >= 0)
+		r = add_to_qemu(s, &err);
+	if (r < 0)
+		log_error("%s", err->message);
 }
 
-static int on_ping(sd_event_source *source, uint64_t usec, void *userdata)
+static int on_look(sd_event_source *source, uint64_t usec, void *userdata)
 {
 	Service *s = userdata;
-	sd_bus_message *m = NULL;
-	int r = sd_bus_message_new_method_call(s->bus, &m, "org.freedesktop.DBus", "/org/freedesktop/DBus",
-					       "org.freedesktop.DBus.Peer", "Ping");
 
-	if (r >= 0)
-		(void)sd_bus_call_async(s->bus, NULL, m, on_pong, s, PONG_USEC);
-	sd_bus_message_unref(m);
-	(void)sd_event_source_set_time(source, usec + PING_USEC);
+	if (!s->door || !door_stands(s->door))
+		replace_door(s);
+	(void)sd_event_source_set_time(source, usec + LOOK_USEC);
 	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 }
 
-static int watch_bus(Service *s)
+/* QEMU is given a bus of its own, see vmstate-door.h. */
+static int meet_qemu(Service *s, Error **err)
 {
+	int r;
+
 	if (!s->naming.qmp)
 		return 0;
-	return sd_event_add_time_relative(s->event, NULL, CLOCK_MONOTONIC, PING_USEC, 0, on_ping, s);
+	r = add_to_qemu(s, err);
+	return r < 0 ? r : sd_event_add_time_relative(s->event, NULL, CLOCK_MONOTONIC, LOOK_USEC, 0, on_look, s);
 }
 
 static int say_ready(const Service *s)
@@ -419,8 +486,10 @@ static int set_up(Service *s, Error **err)
 
 static int serve(Service *s, Error **err)
 {
-	int r = vmstate_bus_open(&s->naming, &s->bus, err);
+	int r = s->naming.qmp ? open_door(s, err) : 0;
 
+	if (r >= 0)
+		r = vmstate_bus_open(&s->naming, &s->bus, err);
 	if (r >= 0)
 		r = sd_bus_set_exit_on_disconnect(s->bus, true);
 	if (r >= 0)
@@ -428,9 +497,7 @@ static int serve(Service *s, Error **err)
 	if (r >= 0)
 		r = export(s, err);
 	if (r >= 0)
-		r = add_to_qemu(s, err);
-	if (r >= 0)
-		r = watch_bus(s);
+		r = meet_qemu(s, err);
 	if (r >= 0)
 		r = say_ready(s);
 	if (r >= 0)
@@ -456,6 +523,7 @@ static void leave(Service *s)
 	(void)sd_notify(0, "STOPPING=1");
 	if (s->added && vmstate_object_remove(&s->naming, &err) < 0 && err->code != -ENOTCONN)
 		log_warning("%s", err->message);
+	s->door = door_free(s->door, false);
 	settle_behind(s);
 }
 
@@ -470,6 +538,8 @@ int vmstate_run(const Tool *tool, Error **err)
 	};
 	int r = set_up(&s, err);
 
+	/* Idle but for the switch; there a guest waits. */
+	(void)setpriority(PRIO_PROCESS, 0, NICE);
 	if (r >= 0)
 		r = serve(&s, err);
 	leave(&s);

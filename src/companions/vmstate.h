@@ -39,11 +39,11 @@ int vmstate_bus_open(const Naming *naming, sd_bus **ret, Error **err);
 /**
  * vmstate_object_add() - add the object to QEMU; one that an earlier run left is removed first
  * @bus: the address QEMU is to connect to
- * @ret_pidfd: of the QEMU
+ * @who: called first, with the pid of the QEMU
  *
  * Blocks up to 5 s. QAPI: object-add, DBusVMStateProperties. Return: 0, or negative errno with @err set (-ENOTCONN: no QEMU there).
  */
-int vmstate_object_add(const Naming *naming, const char *bus, int *ret_pidfd, Error **err);
+int vmstate_object_add(const Naming *naming, const char *bus, void (*who)(void *userdata, pid_t qemu), void *userdata, Error **err);
 
 /** vmstate_object_remove() - remove it again. Return: 0, or negative errno with @err set */
 int vmstate_object_remove(const Naming *naming, Error **err);
