@@ -295,9 +295,28 @@ static void test_start_time(void **state)
 	assert_non_null(strstr(binary, "test-process"));
 }
 
+static void test_state(void **state)
+{
+	pid_t pid = fork();
+	int status;
+
+	(void)state;
+	if (pid == 0) {
+		(void)raise(SIGSTOP);
+		_exit(0);
+	}
+	assert_int_equal(process_state(getpid()), 'R');
+	assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+	assert_int_equal(process_state(pid), 'T');
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(process_state(pid), 'X');
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_state),
 		cmocka_unit_test(test_standard_fds),
 		cmocka_unit_test(test_many_fds),
 		cmocka_unit_test(test_many_fds_high_ones_taken),
