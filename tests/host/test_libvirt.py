@@ -94,6 +94,13 @@ def pair():
         yield Pair(bed)
 
 
+@pytest.fixture(autouse=True)
+def clean(pair):
+    """After each: no process of ours, no gate, whoever was killed or has failed."""
+    yield
+    pair.nothing_left(pair.a, pair.b)
+
+
 @pytest.fixture
 def streams(pair):
     """Connections from the client that are to live."""
@@ -160,7 +167,9 @@ def test_cancelled_and_tried_again(pair, streams):
     assert source.state() == "running" and target.state() is None
     pair.nothing_left(source, target)
     assert pair.entries(target) == [] and len(pair.entries(source)) >= 51
-    assert pair.move()["connections"] == "done"
+    said = pair.move("--persistent", "--undefinesource", "--auto-converge", "--timeout=60", "--unsafe")  # virsh's business
+    assert said["connections"] == "done" and "web1" in target.virsh("list", "--name", "--persistent").stdout
+    target.virsh("undefine", "web1")
     streams.assert_alive()
 
 
@@ -204,7 +213,7 @@ def test_who_hangs_does_not_hold_the_guest(pair, streams, victim, gate):
     pair.nothing_left(source, target)
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=LONG)])
 def test_without_the_source_end_the_guest_runs(pair, streams, number):
     """migrate does nothing more once memory moves, by the source's libvirt itself (--p2p): the target's end resumes the guest."""
     with pair.slow("--p2p") as (source, target, process):
@@ -274,6 +283,91 @@ def test_suspend_is_the_users(pair, streams):
     assert target.state() == "paused" and said["connections"] == "done"
     target.virsh("resume", "web1")
     streams.assert_alive()
+
+
+def test_postcopy(pair, streams):
+    """Without the hard gate: a guest that is paused there cannot fetch its pages."""
+    said = pair.move("--postcopy", "--postcopy-after-precopy")
+    streams.assert_alive()
+    assert said["connections"] == "done" and said["gate"] == "soft", said
+
+
+@pytest.mark.parametrize("marks, when", [(b"m", "at-once"), (b"mm", "at-the-end")], ids=["stopped", "goes-on-after-all"])
+def test_guest_runs_at_the_mark(pair, streams, marks, when):
+    """The last change since the guest stopped is enough: that the stream ends is not waited for. A second mark takes that back."""
+    source, target = pair.ends()
+    task = {"version": 1, "domain": "web1", "addresses": [GUEST.ip4, GUEST.ip6], "resume": True, "bound_usec": 30000000}
+    receive = target.host.popen("vmferry-libvirt", "receive", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    said = lambda: json.loads(receive.stdout.readline())  # noqa: E731
+    receive.stdin.write(json.dumps(task).encode() + b"\n")
+    receive.stdin.flush()
+    selection = [f"--address={GUEST.ip4}", f"--address={GUEST.ip6}"]
+    follow = source.host.popen("vmferry-conntrack", "follow", *selection, stdin=subprocess.PIPE, stdout=receive.stdin,
+                               stderr=subprocess.DEVNULL)
+    receive.stdin.close()
+    assert (said()["event"], said()["event"]) == ("ready", "initial")
+    follow.stdin.write(marks)
+    follow.stdin.flush()
+    source.virsh("migrate", "web1", target.remote, "--live", "--suspend")
+    assert said()["event"] == "paused"
+    if when == "at-the-end":
+        assert target.state() == "paused"
+        follow.stdin.close()
+    assert said()["event"] == "running"
+    follow.stdin.close()
+    end = said()
+    assert end["event"] == "done" and end["gate"] == "complete", end
+    assert follow.wait(LIMIT) == 0 and receive.wait(LIMIT) == 0
+    receive.stdout.close()
+    source.host.run("conntrack", "-F")
+    streams.assert_alive()
+
+
+NC = """#!/usr/bin/python3
+import os, select, socket, sys
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[-1])
+ways = {0: (lambda: os.read(0, 65536), peer.sendall), peer: (lambda: peer.recv(65536), sys.stdout.buffer.raw.write)}
+while data := (way := ways[select.select(list(ways), [], [])[0][0]])[0]():
+    way[1](data)
+"""
+
+
+def ssh_uri(bed, host):
+    """As an operator has it, but for the test's own ssh_config and socket, for which libvirt takes nc, here one that is Python."""
+    for name, text in (("ssh", f'#!/bin/sh\nexec ssh -F {bed.operator.ssh_config} "$@"\n'), ("nc", NC)):
+        (bed.dir / name).write_text(text)
+        (bed.dir / name).chmod(0o755)
+    socket = f"{host.dir}/libvirt/run/libvirt/libvirt-sock"
+    return f"qemu+ssh://{host.name}/system?socket={socket}&netcat={bed.dir}/nc&command={bed.dir}/ssh"
+
+
+def test_from_elsewhere_by_ssh_with_another_name(pair, streams):
+    """Nothing of it runs on one of the hosts but what ssh starts; hosts are those of the URIs. The guest is web2 there, and is web1 again after
+    the way back."""
+    source, target = pair.ends()
+    for here, there, name, other in ((source, target, "web1", "web2"), (target, source, "web2", "web1")):
+        uris = [ssh_uri(pair.bed, libvirt.host) for libvirt in (here, there)]
+        done = pair.bed.operator.run("vmferry-libvirt", "migrate", "--json", "-c", uris[0], name, uris[1], "--live", f"--dname={other}")
+        said = json.loads(done.stderr.strip().split("\n")[-1])
+        assert said["connections"] == "done" and said["gate"] == "complete" and said["addresses_from"] == "metadata", said
+        assert there.state(other) == "running" and here.state(name) is None and pair.entries(here) == []
+    streams.assert_alive()
+
+
+def test_hook_does_not_wait_for_who_hangs(pair):
+    """Nor does it say to libvirt that anything is wrong."""
+    with pair.slow() as (source, target, process):
+        (pid,) = [pid for pid, line in target.host.processes().items() if line.startswith("vmferry-libvirt receive")]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            done = target.host.run("vmferry-libvirt", "hook", "web1", "started", "begin", "-")
+            assert done.returncode == 0 and "goes on without" in done.stderr
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT) == 1
+    assert source.state() == "running"
 
 
 @pytest.mark.parametrize("words, status, said", [
