@@ -153,7 +153,7 @@ static int start_far(Stream *s, int fd, Error **err)
 	_cleanup_strv_ char **argv = NULL;
 	int r;
 
-	r = destination_argv(s->all->dest, &how, NULL, false, &argv, err);
+	r = destination_argv(s->all->dest, &how, NULL, DESTINATION_COMMAND, &argv, err);
 	if (r >= 0)
 		r = child_start(s->all->loop, argv, NULL, fd, fd, on_far_exit, s, &s->far, err);
 	if (r >= 0)

@@ -123,7 +123,7 @@ static int command_on(const Destination *host, char *const *words, char ***ret, 
 		line = longer;
 	}
 	return destination_argv(host, &(DestinationOptions){.ssh = getenv("VMFERRY_SSH"), .remote_command = line}, NULL,
-				false, ret, err);
+				DESTINATION_COMMAND, ret, err);
 }
 
 /* ---- what is to be moved ---- */

@@ -359,6 +359,7 @@ static void finish_source(Move *m)
 	bool gone = m->state == MOVE_S_DONE || m->state == MOVE_S_DESTROY;
 
 	m->t.ended = now_usec();
+	move_end_phase(m);
 	if (gone)
 		m->status = "completed";
 	else if (!m->status || streq(m->status, "in-doubt"))

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Data channels whose two ends the keepers own: ssh (a forwarded UNIX socket), tunnel (a second start of the
- * destination's command), unix (the same machine). Both ends prove who they are by tokens through the channel itself
- * before QEMU gets the connected fd: QEMU's own listener must not be touched.
+ * Data channels whose two ends the keepers own: ssh (a UNIX socket that the control link's ssh forwards), tunnel (a
+ * second start of the destination's command), unix (the same machine). Both ends prove who they are by tokens through
+ * the channel itself before QEMU gets the connected fd: QEMU's own listener must not be touched.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +14,6 @@
 #include "peer/child.h"
 
 #define READY_USEC (5 * USEC_PER_SEC)
-#define READY_WORD "vmferry-forward-ready"
 
 struct Data {
 	Move *m;
@@ -23,21 +22,14 @@ struct Data {
 	Link *link;
 	/* ssh */
 	Child *child;
-	int ready_fd;
-	char ready[64];
-	size_t ready_have;
-	sd_event_source *ready_io;
 	char *local_path;
 	/* ssh, unix: the exchange of tokens */
 	int fd;
 	char line[PREAMBLE_MAX];
 	size_t line_have;
-	unsigned int attempts;
 	sd_event_source *io, *timer;
 	int handed; /* a copy of what QEMU got: shut before QEMU is told to cancel, whoever holds the other end */
 };
-
-static int data_retry(Data *d);
 
 static void fill_preamble(const Move *m, Preamble *p)
 {
@@ -49,7 +41,6 @@ static void fill_preamble(const Move *m, Preamble *p)
 
 static void quiet(Data *d)
 {
-	d->ready_io = sd_event_source_disable_unref(d->ready_io);
 	d->io = sd_event_source_disable_unref(d->io);
 	d->timer = sd_event_source_disable_unref(d->timer);
 }
@@ -114,82 +105,53 @@ static int exchange(Data *d, const char *path)
 	d->fd = r = unix_connect(path);
 	if (r >= 0)
 		r = fd_write_all(d->fd, text, strlen(text));
-	if (r >= 0)
+	if (r >= 0 || r == -EPIPE || r == -ECONNRESET) /* an end at once is read as any other */
 		r = fd_nonblock(d->fd, true);
 	return r < 0 ? r : sd_event_add_io(d->m->k->event, &d->io, d->fd, EPOLLIN, on_answer, d);
 }
 
 /* ---- ssh ---- */
 
-static int on_ready(sd_event_source *source, int fd, uint32_t revents, void *userdata)
-{
-	Data *d = userdata;
-	ssize_t n = read(fd, d->ready + d->ready_have, sizeof(d->ready) - 1 - d->ready_have);
-	int r;
-
-	(void)revents;
-	if (n <= 0) {
-		if (n == 0)
-			sd_event_source_set_enabled(source, SD_EVENT_OFF); /* its exit tells why */
-		return 0;
-	}
-	d->ready_have += (size_t)n;
-	d->ready[d->ready_have] = '\0';
-	if (!strstr(d->ready, READY_WORD))
-		return 0;
-	d->ready_io = sd_event_source_disable_unref(d->ready_io);
-	r = exchange(d, d->local_path);
-	if (r < 0)
-		failed(d, r, d->local_path, strerror(-r));
-	return 0;
-}
-
-static void on_ssh_exit(void *userdata)
+static void on_forwarded(void *userdata)
 {
 	Data *d = userdata;
 	_cleanup_error_ Error *err = NULL;
+	int r;
 
-	child_explain(d->child, &err);
-	if (child_busy_server(d->child) && d->opened && data_retry(d) >= 0)
+	if (!child_succeeded(d->child)) {
+		child_explain(d->child, &err);
+		done(d, -1, err);
 		return;
-	done(d, -1, err);
+	}
+	r = exchange(d, d->local_path);
+	if (r < 0)
+		failed(d, r, d->local_path, strerror(-r));
 }
 
-/* LocalCommand runs when login and forwarding are done: a word on its stdout, so that nobody polls for the socket. */
+/* One more channel of the control link's login: no second one, which takes its time and may be turned away
+ * (MaxStartups). */
 static int start_ssh(Data *d, Error **err)
 {
 	Move *m = d->m;
 	_cleanup_strv_ char **extra = NULL, **argv = NULL;
-	DestinationOptions how = {.ssh = m->opt.ssh ? m->opt.ssh : getenv("VMFERRY_SSH")};
-	_cleanup_fd_ int wr = -1;
-	int pair[2], r;
+	DestinationOptions how = source_reach(m);
+	int r;
 
+	how.login = link_login(m->link);
+	if (!how.login) {
+		error_set(err, -ENOTSUP, "ssh can have no socket in %s", runtime_dir());
+		error_hint(err, "its path is too long or has odd characters; use --transport=tunnel");
+		return -ENOTSUP;
+	}
 	if (!m->prepared.data_socket || m->prepared.data_socket[0] != '/' ||
 	    strpbrk(m->prepared.data_socket, ": \"'%\\$`"))
 		return error_set(err, -EPROTO, "the target names no usable data socket");
-	free(d->local_path);
 	d->local_path = runtime_path(m->k->name, "data");
 	(void)unlink(d->local_path);
-	strv_add(&extra, "-oExitOnForwardFailure=yes");
-	strv_add(&extra, "-oStreamLocalBindUnlink=yes");
-	strv_add(&extra, "-oStreamLocalBindMask=0177");
-	strv_add(&extra, "-oPermitLocalCommand=yes");
-	strv_add(&extra, "-oLocalCommand=echo " READY_WORD);
-	strv_add(&extra, "-oControlPath=none");
 	strv_add(&extra, "-L%s:%s", d->local_path, m->prepared.data_socket);
-	r = destination_argv(m->dest, &how, extra, true, &argv, err);
-	if (r < 0)
-		return r;
-	if (pipe2(pair, O_CLOEXEC) < 0)
-		return error_set(err, -errno, "pipe: %m");
-	fd_close(d->ready_fd);
-	d->ready_fd = pair[0];
-	wr = pair[1];
-	fd_nonblock(d->ready_fd, true);
-	d->ready_have = 0;
-	r = child_start(m->k->event, argv, m->opt.ssh_auth_sock, -1, wr, on_ssh_exit, d, &d->child, err);
+	r = destination_argv(m->dest, &how, extra, DESTINATION_FORWARD, &argv, err);
 	if (r >= 0)
-		r = sd_event_add_io(m->k->event, &d->ready_io, d->ready_fd, EPOLLIN, on_ready, d);
+		r = child_start(m->k->event, argv, NULL, -1, -1, on_forwarded, d, &d->child, err);
 	return r < 0 ? error_set(err, r, "cannot start ssh: %s", strerror(-r)) : 0;
 }
 
@@ -213,13 +175,12 @@ static int start_tunnel(Data *d, Error **err)
 	Move *m = d->m;
 	LinkOptions options = {
 		.destination = m->dest,
-		.how = {.ssh = m->opt.ssh ? m->opt.ssh : getenv("VMFERRY_SSH"),
-			.ssh_auth_sock = m->opt.ssh_auth_sock,
-			.remote_command = m->opt.remote_command ? m->opt.remote_command : m->k->conf->remote_command},
+		.how = source_reach(m),
 		.connect_usec = m->deadlines.connect,
 		.expect_token = m->prepared.token ? m->prepared.token : "",
 	};
 
+	options.how.login = link_login(m->link);
 	options.want = direct_want;
 	options.want_userdata = m->k;
 	fill_preamble(m, &options.preamble);
@@ -241,7 +202,6 @@ static int on_timeout(sd_event_source *source, uint64_t usec, void *userdata)
 static int start(Data *d, Error **err)
 {
 	Move *m = d->m;
-	uint64_t limit = streq(m->transport, "ssh") ? m->deadlines.connect : READY_USEC;
 	int r;
 
 	if (streq(m->transport, "tunnel"))
@@ -258,33 +218,8 @@ static int start(Data *d, Error **err)
 		}
 	}
 	if (r >= 0)
-		r = sd_event_add_time_relative(m->k->event, &d->timer, CLOCK_MONOTONIC, limit, 0, on_timeout, d);
+		r = sd_event_add_time_relative(m->k->event, &d->timer, CLOCK_MONOTONIC, READY_USEC, 0, on_timeout, d);
 	return r;
-}
-
-/* sshd turned the login away because it had too many: once more, after a moment. */
-static int on_again(sd_event_source *source, uint64_t usec, void *userdata)
-{
-	Data *d = userdata;
-	_cleanup_error_ Error *err = NULL;
-
-	(void)source;
-	(void)usec;
-	quiet(d);
-	d->child = child_free(d->child, false);
-	if (start(d, &err) < 0)
-		done(d, -1, err);
-	return 0;
-}
-
-static int data_retry(Data *d)
-{
-	if (++d->attempts > 5)
-		return -ETIMEDOUT;
-	quiet(d);
-	return sd_event_add_time_relative(d->m->k->event, &d->timer, CLOCK_MONOTONIC,
-					  (100 + (uint64_t)d->attempts * 150 + now_usec() % 300) * USEC_PER_MSEC, 0,
-					  on_again, d);
 }
 
 int data_open(Move *m, void (*opened)(Move *m, int fd, const Error *err), Error **err)
@@ -296,7 +231,7 @@ int data_open(Move *m, void (*opened)(Move *m, int fd, const Error *err), Error 
 	d = m->data = xcalloc(1, sizeof(*d));
 	d->m = m;
 	d->opened = opened;
-	d->fd = d->ready_fd = d->handed = -1;
+	d->fd = d->handed = -1;
 	r = start(d, err);
 	if (r < 0)
 		m->data = data_free(d);
@@ -315,7 +250,6 @@ Data *data_free(Data *d)
 	quiet(d);
 	d->link = link_free(d->link);
 	d->child = child_free(d->child, false);
-	fd_close(d->ready_fd);
 	fd_close(d->fd);
 	if (d->handed >= 0)
 		(void)shutdown(d->handed, SHUT_RDWR);

@@ -222,6 +222,11 @@ static void note_phase(Move *m, MoveState next)
 	m->t.phase_begun = now;
 }
 
+void move_end_phase(Move *m)
+{
+	note_phase(m, MOVE_S_IDLE);
+}
+
 /* The one place where a migration's state changes. */
 static void set_state(Move *m, MoveState next)
 {

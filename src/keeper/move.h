@@ -145,6 +145,9 @@ void move_retry_now(Move *m);
 /** move_user_may_pause() - whether a person may pause or resume the guest now; move_user_paused(): he did */
 bool move_user_may_pause(const Move *m);
 void move_user_paused(Move *m, bool paused);
+/** move_end_phase() - the phase it is in ends now, for the result */
+void move_end_phase(Move *m);
+
 /** move_fail() - keep the first error and feed FAILED; @err is taken over */
 void move_fail(Move *m, Error *err);
 /** move_error() - keep an error as the first one, unless there is one; @err is taken over */
@@ -188,6 +191,8 @@ typedef int (*MoveDo)(Move *m);
 int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **err);
 /** source_drop_probes() - remove the files that prove shared disks to a target, those of a keeper before us as well */
 void source_drop_probes(Keeper *k);
+/** source_reach() - how this migration's destination is reached, but for a login; borrowed from the options */
+DestinationOptions source_reach(const Move *m);
 /** source_connect() - (re)open the link of this migration */
 int source_connect(Move *m, Error **err);
 /** source_call() - call a Peer1 method with a cookie; a failure to send becomes the migration's error */

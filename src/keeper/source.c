@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "basic/cpu.h"
 #include "basic/tcp.h"
 #include "keeper/move.h"
 
@@ -229,21 +230,39 @@ static void on_link_lost(const Error *err, void *userdata)
 	move_event(m, MOVE_EV_LINK_LOST);
 }
 
+DestinationOptions source_reach(const Move *m)
+{
+	return (DestinationOptions){
+		.ssh = m->opt.ssh ? m->opt.ssh : getenv("VMFERRY_SSH"),
+		.ssh_auth_sock = m->opt.ssh_auth_sock,
+		.remote_command = m->opt.remote_command ? m->opt.remote_command : m->k->conf->remote_command,
+		.aes = cpu_has_aes(),
+	};
+}
+
+/* Another one each time: an ssh that takes its time to end removes its own. */
+static char *login_path(const Move *m)
+{
+	_cleanup_free_ char *random = text_random_id(), *file = xasprintf("ssh.%.8s", random);
+	_cleanup_free_ char *path = runtime_path(m->k->name, file);
+
+	return m->dest->host && destination_login_usable(path) ? TAKE_PTR(path) : NULL;
+}
+
 int source_connect(Move *m, Error **err)
 {
 	static const LinkHandlers handlers = {.up = on_link_up, .lost = on_link_lost};
-	HostConf *conf = m->k->conf;
+	_cleanup_free_ char *login = login_path(m);
 	LinkOptions options = {
 		.destination = m->dest,
-		.how = {.ssh = m->opt.ssh ? m->opt.ssh : getenv("VMFERRY_SSH"),
-			.ssh_auth_sock = m->opt.ssh_auth_sock,
-			.remote_command = m->opt.remote_command ? m->opt.remote_command : conf->remote_command},
+		.how = source_reach(m),
 		.connect_usec = m->deadlines.connect,
 		.silence_usec = m->deadlines.link,
 		.want = direct_want,
 		.want_userdata = m->k,
 	};
 
+	options.how.login = login;
 	memcpy(options.preamble.name, m->k->name, strlen(m->k->name) + 1);
 	memcpy(options.preamble.id, m->id, sizeof(m->id));
 	m->link = link_free(m->link);
@@ -401,7 +420,7 @@ static void choose(Move *m, const char *transport, char *reason)
 /* Without a direct way QEMU's stream goes as the control link goes. */
 static void choose_indirect(Move *m, const char *why)
 {
-	choose(m, m->dest->host ? "ssh" : "tunnel", xstrdup(why));
+	choose(m, link_login(m->link) ? "ssh" : "tunnel", xstrdup(why));
 }
 
 static void proved(Move *m, bool ok, const char *why)

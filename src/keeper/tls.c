@@ -5,6 +5,8 @@
 #include <pwd.h>
 #include <unistd.h>
 
+#include "basic/cpu.h"
+
 /* RFC 7919, ffdhe2048. A server's QEMU without this file makes a prime of its own, which takes it up to seconds. */
 static const char dh_params[] = "-----BEGIN DH PARAMETERS-----\n"
 				"MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz\n"
@@ -14,6 +16,13 @@ static const char dh_params[] = "-----BEGIN DH PARAMETERS-----\n"
 				"7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD\n"
 				"ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==\n"
 				"-----END DH PARAMETERS-----\n";
+
+/*
+ * In TLS 1.3 a pre-shared key of 256 bits leaves the ciphers with SHA-256, of which GnuTLS's own order has ChaCha20
+ * first. The client's order counts. The keyword is GnuTLS's, so what its system-wide configuration forbids stays
+ * forbidden.
+ */
+static const char aes_first[] = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305";
 
 char *tls_object_id(const char *id)
 {
@@ -37,6 +46,7 @@ int tls_object(Keeper *k, const char *id, const char *psk, const char *endpoint,
 {
 	_cleanup_free_ char *dir = key_dir(k, id), *object = tls_object_id(id);
 	_cleanup_free_ char *text = xasprintf("qemu:%s\n", psk);
+	bool client = streq(endpoint, "client");
 	const struct passwd *user = getpwnam(k->conf->qemu_user);
 	int r;
 
@@ -45,7 +55,7 @@ int tls_object(Keeper *k, const char *id, const char *psk, const char *endpoint,
 	r = dir_make(dir, 0700);
 	if (r == 0)
 		r = write_for(user, dir, "keys.psk", text);
-	if (r == 0 && streq(endpoint, "server"))
+	if (r == 0 && !client)
 		r = write_for(user, dir, "dh-params.pem", dh_params);
 	if (r == 0 && chown(dir, user->pw_uid, user->pw_gid) < 0)
 		r = -errno;
@@ -53,7 +63,8 @@ int tls_object(Keeper *k, const char *id, const char *psk, const char *endpoint,
 	if (r < 0)
 		return error_set(err, r, "cannot write the migration's key to %s: %s", dir, strerror(-r));
 	*ret = json_build("qom-type", "s", "tls-creds-psk", "id", "s", object, "dir", "s", dir, "endpoint", "s",
-			  endpoint, "username", "s", streq(endpoint, "client") ? "qemu" : NULL, NULL);
+			  endpoint, "username", "s", client ? "qemu" : NULL, "priority", "s",
+			  client && cpu_has_aes() ? aes_first : NULL, NULL);
 	return 0;
 }
 

@@ -264,6 +264,11 @@ int child_explain(Child *child, Error **err)
 	return -ECONNREFUSED;
 }
 
+bool child_succeeded(const Child *child)
+{
+	return child->ended && child->status.si_code == CLD_EXITED && child->status.si_status == 0;
+}
+
 bool child_busy_server(Child *child)
 {
 	static const char *const signs[] = { "Connection closed by", "Connection reset by",

@@ -41,6 +41,9 @@ void child_leave(Child *child, bool kill);
  */
 int child_explain(Child *child, Error **err);
 
+/** child_succeeded() - whether it has ended with status 0 */
+bool child_succeeded(const Child *child);
+
 /** child_busy_server() - whether it looks like an sshd that had too many logins under way (MaxStartups): worth a retry */
 bool child_busy_server(Child *child);
 

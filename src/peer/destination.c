@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <sys/un.h>
 
 #include "basic/text.h"
 
@@ -120,7 +121,26 @@ void destination_free(Destination *d)
 	free(d);
 }
 
-int destination_argv(const Destination *d, const DestinationOptions *options, char *const *extra, bool forward_only,
+/* ssh adds a dot and 16 characters while it makes the socket, and expands "%" and "${". */
+bool destination_login_usable(const char *path)
+{
+	return strlen(path) + 17 < sizeof(((struct sockaddr_un *)NULL)->sun_path) && !strpbrk(path, " \"'%\\$");
+}
+
+/* The user's own ssh_config(5) may say otherwise of each of these. */
+static void add_login(char ***argv, const DestinationOptions *options, DestinationUse use)
+{
+	strv_add(argv, "-oControlMaster=%s", use == DESTINATION_LOGIN ? "yes" : "no");
+	strv_add(argv, "-oControlPath=%s", options->login);
+	if (use == DESTINATION_LOGIN)
+		strv_add(argv, "-oControlPersist=no");
+	if (use == DESTINATION_LOGIN && options->aes)
+		strv_add(argv, "-oCiphers=^aes256-gcm@openssh.com");
+	if (use == DESTINATION_FORWARD)
+		strv_add(argv, "-Oforward");
+}
+
+int destination_argv(const Destination *d, const DestinationOptions *options, char *const *extra, DestinationUse use,
 		     char ***ret, Error **err)
 {
 	_cleanup_strv_ char **argv = NULL;
@@ -136,15 +156,15 @@ int destination_argv(const Destination *d, const DestinationOptions *options, ch
 	strv_add(&argv, "-oBatchMode=yes");
 	strv_add(&argv, "-oEscapeChar=none");
 	strv_add(&argv, "-T");
+	if (options->login)
+		add_login(&argv, options, use);
 	for (size_t i = 0; extra && extra[i]; i++)
 		strv_push(&argv, xstrdup(extra[i]));
 	if (d->port)
 		strv_add(&argv, "-p%u", d->port);
-	if (forward_only)
-		strv_add(&argv, "-N");
 	strv_add(&argv, "--");
 	strv_push(&argv, xstrdup(d->host));
-	if (!forward_only)
+	if (use != DESTINATION_FORWARD)
 		strv_push(&argv, xstrdup(options->remote_command ? options->remote_command : "vmferry receive"));
 	*ret = TAKE_PTR(argv);
 	return 0;

@@ -28,13 +28,30 @@ typedef struct DestinationOptions {
 	const char *ssh;	    /* ssh command words, NULL: "ssh" */
 	const char *ssh_auth_sock;  /* agent lent for this migration, NULL: our own environment */
 	const char *remote_command; /* default "vmferry receive" */
+	const char *login; /* path of a login's socket (ssh_config(5), ControlPath), NULL: each command logs in */
+	bool aes;	   /* this host's CPU has instructions for AES: a login prefers a cipher that uses them */
 } DestinationOptions;
 
 /**
- * destination_argv() - the command whose stdio is a stream to `vmferry receive` there
- * @extra: ssh options to add (NULL for none); with @forward_only no command is run there (-N)
+ * enum DestinationUse - what a command to a destination is for
+ * @DESTINATION_COMMAND: its stdio is a stream to the remote command; through the login if there is one
+ * @DESTINATION_LOGIN:   the same, and others may go through its login as long as it lasts
+ * @DESTINATION_FORWARD: asks the login to forward as @extra says (-L), and ends: status 0 when that is done
+ */
+typedef enum DestinationUse {
+	DESTINATION_COMMAND,
+	DESTINATION_LOGIN,
+	DESTINATION_FORWARD,
+} DestinationUse;
+
+/** destination_login_usable() - whether ssh can have a login's socket at that path */
+bool destination_login_usable(const char *path);
+
+/**
+ * destination_argv() - the command that reaches a destination
+ * @extra: ssh options to add (NULL for none)
  *
  * Return: 0 with *@ret (strv_free() it), or -EINVAL with @err set.
  */
 int destination_argv(const Destination *destination, const DestinationOptions *options, char *const *extra,
-		     bool forward_only, char ***ret, Error **err);
+		     DestinationUse use, char ***ret, Error **err);

@@ -19,10 +19,10 @@ typedef struct LinkHandlers {
 
 typedef struct LinkOptions {
 	const Destination *destination;
-	DestinationOptions how;
+	DestinationOptions how; /* its login: made by a D-Bus stream's command, used by a data stream's */
 	Preamble preamble;
 	uint64_t connect_usec; /* until up */
-	uint64_t silence_usec; /* three pings without an answer within it: the link is cut. 0: no pings */
+	uint64_t silence_usec; /* three pings and nothing that comes within it: the link is cut. 0: no pings */
 	const char *expect_token; /* for data: what the other end must answer, NULL: anything */
 	/*
 	 * For a direct destination, instead of a command: ask a client for the stream named @stream. link_give() or
@@ -63,6 +63,9 @@ void link_refuse(Link *link, bool busy, const Error *err);
 
 /** link_bus() - the D-Bus connection, owned by the link; NULL while it is not up */
 sd_bus *link_bus(Link *link);
+
+/** link_login() - the path by which other commands go through its ssh's login; NULL: there is none, or it is not up */
+const char *link_login(const Link *link);
 
 /** link_take_fd() - for data streams: the stream itself, now the caller's; the command goes on until link_free() */
 int link_take_fd(Link *link);

@@ -25,6 +25,7 @@ struct Pump {
 	Lane lane[2];
 	FrameCheck check;
 	int error;
+	bool heard;
 	sd_event_source *later;
 	void (*closed)(int error, void *userdata);
 	void *userdata;
@@ -101,6 +102,7 @@ static int lane_fill(Pump *pump, int from)
 	if (from == 0) {
 		int r = frame_check(&pump->check, lane->data, (size_t)n);
 
+		pump->heard = true;
 		if (r < 0)
 			return r;
 	}
@@ -165,6 +167,14 @@ void pump_flush(Pump *pump)
 {
 	while (lane_flush(pump, 1) == 0 && lane_fill(pump, 1) > 0)
 		;
+}
+
+bool pump_heard(Pump *pump)
+{
+	bool heard = pump->heard;
+
+	pump->heard = false;
+	return heard;
 }
 
 void pump_cut(Pump *pump)

@@ -23,6 +23,9 @@ int pump_new(sd_event *event, int fd, bool from_client, void (*closed)(int error
 /** pump_flush() - send on what sd-bus has written, as far as it goes without waiting */
 void pump_flush(Pump *pump);
 
+/** pump_heard() - whether the peer has said anything since the last call */
+bool pump_heard(Pump *pump);
+
 /** pump_cut() - shut the stream down both ways (fault injection) */
 void pump_cut(Pump *pump);
 

@@ -84,6 +84,11 @@ hostname {name}
 exec {subreaper} {libvirtd} --listen --config {dir}/libvirtd.conf --pid-file {dir}/pid --timeout 0
 """
 
+# ssh for a libvirt elsewhere: what it runs here has to see this libvirtd's own /run.
+SSH = """#!/bin/bash
+exec ssh -F {config} "${{@:1:$#-1}}" "nsenter --mount=/proc/$(cat {dir}/pid)/ns/mnt -- ${{@: -1}}"
+"""
+
 # libvirt waits for the end of a QEMU that it ended; here this reaps it, at once, in place of a first process that is slow.
 SUBREAPER = """#!/usr/bin/python3
 import ctypes, os, sys
@@ -140,6 +145,13 @@ class Libvirt:
         (self.dir / "subreaper").chmod(0o755)
         return SCRIPT.format(places=" ".join(PLACES), cache=CACHE, modules=MODULES, dir=self.dir, subreaper=self.dir / "subreaper",
                              name=f"{self.host.name}.{self.host.bed.prefix}", libvirtd=LIBVIRTD)
+
+    def by_ssh(self, source):
+        """This libvirt's URI for @source, a Host that logs in here by ssh: libvirt's virt-ssh-helper at the far end."""
+        script = self.dir / f"ssh-from-{source.name}"
+        script.write_text(SSH.format(config=source.ssh_config, dir=self.dir))
+        script.chmod(0o755)
+        return f"qemu+ssh://{self.host.name}/system?command={script}&proxy=native"
 
     def virsh(self, *words, check=True, **more):
         return self.host.run("virsh", "-q", *words, check=check, **more)

@@ -94,7 +94,7 @@ static void test_refused(void **state)
 	assert_int_equal(destination_parse(huge, &(Destination *){NULL}, NULL), -EINVAL);
 }
 
-static void assert_argv(const char *text, const DestinationOptions *options, char *const *extra, bool forward_only,
+static void assert_argv(const char *text, const DestinationOptions *options, char *const *extra, DestinationUse use,
 			const char *expected)
 {
 	_cleanup_(destination_freep)
@@ -103,7 +103,7 @@ static void assert_argv(const char *text, const DestinationOptions *options, cha
 	_cleanup_free_ char *joined = xstrdup("");
 
 	assert_int_equal(destination_parse(text, &d, NULL), 0);
-	assert_int_equal(destination_argv(d, options, extra, forward_only, &argv, NULL), 0);
+	assert_int_equal(destination_argv(d, options, extra, use, &argv, NULL), 0);
 	for (size_t i = 0; argv[i]; i++) {
 		_cleanup_free_ char *old = joined;
 
@@ -119,18 +119,48 @@ static void test_argv(void **state)
 {
 	static const DestinationOptions none = {}, own = {.ssh = "ssh -i '/root/a key' -v",
 							  .remote_command = "sudo vmferry receive"};
-	char *extra[] = {(char *)"-oExitOnForwardFailure=yes", (char *)"-L", (char *)"/a:/b", NULL};
 
 	(void)state;
-	assert_argv("hostb", &none, NULL, false, "ssh|" SSH_FIXED "|--|hostb|vmferry receive");
-	assert_argv("ssh://root@[fd00::5]:22", &none, NULL, false,
+	assert_argv("hostb", &none, NULL, DESTINATION_COMMAND, "ssh|" SSH_FIXED "|--|hostb|vmferry receive");
+	assert_argv("ssh://root@[fd00::5]:22", &none, NULL, DESTINATION_COMMAND,
 		    "ssh|" SSH_FIXED "|-p22|--|root@fd00::5|vmferry receive");
-	assert_argv("hostb", &own, NULL, false, "ssh|-i|/root/a key|-v|" SSH_FIXED "|--|hostb|sudo vmferry receive");
-	assert_argv("ssh://hostb:2222", &none, extra, true,
-		    "ssh|" SSH_FIXED "|-oExitOnForwardFailure=yes|-L|/a:/b|-p2222|-N|--|hostb");
-	assert_argv("hostb", &(DestinationOptions){.ssh = ""}, NULL, false,
+	assert_argv("hostb", &own, NULL, DESTINATION_COMMAND, "ssh|-i|/root/a key|-v|" SSH_FIXED "|--|hostb|sudo vmferry receive");
+	assert_argv("hostb", &(DestinationOptions){.ssh = ""}, NULL, DESTINATION_COMMAND,
 		    "ssh|" SSH_FIXED "|--|hostb|vmferry receive");
-	assert_argv("exec:ip netns exec b 'vm ferry' receive", &own, extra, false, "ip|netns|exec|b|vm ferry|receive");
+	assert_argv("exec:ip netns exec b 'vm ferry' receive", &own, NULL, DESTINATION_LOGIN, "ip|netns|exec|b|vm ferry|receive");
+}
+
+/* One login, which later commands and forwards go through; whatever the user's own configuration says of such. */
+static void test_login(void **state)
+{
+	static const DestinationOptions login = {.login = "/run/s", .aes = true}, slow = {.login = "/run/s"};
+	static const struct {
+		const char *path;
+		bool usable;
+	} rows[] = {
+		{"/run/vmferry/web1/ssh.0123abcd", true},
+		{"/run/a b/ssh", false},
+		{"/run/%h/ssh", false},
+		{"/run/${HOME}/ssh", false},
+		{"/run/a\"b/ssh", false},
+		{"/run/0123456789/0123456789/0123456789/0123456789/0123456789/0123456789/0123456789/01234567", true},
+		{"/run/0123456789/0123456789/0123456789/0123456789/0123456789/0123456789/0123456789/012345678", false},
+	};
+	char *extra[] = {(char *)"-L/a:/b", NULL};
+
+	(void)state;
+	assert_argv("hostb", &login, NULL, DESTINATION_LOGIN,
+		    "ssh|" SSH_FIXED "|-oControlMaster=yes|-oControlPath=/run/s|-oControlPersist=no|"
+		    "-oCiphers=^aes256-gcm@openssh.com|--|hostb|vmferry receive");
+	assert_argv("hostb", &slow, NULL, DESTINATION_LOGIN,
+		    "ssh|" SSH_FIXED "|-oControlMaster=yes|-oControlPath=/run/s|-oControlPersist=no|--|hostb|vmferry receive");
+	assert_argv("hostb", &login, NULL, DESTINATION_COMMAND,
+		    "ssh|" SSH_FIXED "|-oControlMaster=no|-oControlPath=/run/s|--|hostb|vmferry receive");
+	assert_argv("ssh://hostb:2222", &login, extra, DESTINATION_FORWARD,
+		    "ssh|" SSH_FIXED "|-oControlMaster=no|-oControlPath=/run/s|-Oforward|-L/a:/b|-p2222|--|hostb");
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
+		if (destination_login_usable(rows[i].path) != rows[i].usable)
+			fail_msg("%s", rows[i].path);
 }
 
 /* A client's business: there is nothing here that could be run. */
@@ -146,7 +176,7 @@ static void test_direct(void **state)
 	assert_true(d->direct);
 	assert_null(d->exec);
 	assert_null(d->host);
-	assert_int_equal(destination_argv(d, &(DestinationOptions){}, NULL, false, &argv, &err), -EINVAL);
+	assert_int_equal(destination_argv(d, &(DestinationOptions){}, NULL, DESTINATION_COMMAND, &argv, &err), -EINVAL);
 	assert_null(argv);
 }
 
@@ -159,7 +189,7 @@ static void test_bad_ssh(void **state)
 
 	(void)state;
 	assert_int_equal(destination_parse("hostb", &d, NULL), 0);
-	assert_int_equal(destination_argv(d, &(DestinationOptions){.ssh = "ssh 'x"}, NULL, false, &argv, &err),
+	assert_int_equal(destination_argv(d, &(DestinationOptions){.ssh = "ssh 'x"}, NULL, DESTINATION_COMMAND, &argv, &err),
 			 -EINVAL);
 	assert_null(argv);
 	assert_non_null(err);
@@ -171,6 +201,7 @@ int main(void)
 		cmocka_unit_test(test_parse),
 		cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_argv),
+		cmocka_unit_test(test_login),
 		cmocka_unit_test(test_direct),
 		cmocka_unit_test(test_bad_ssh),
 	};
