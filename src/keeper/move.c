@@ -219,7 +219,8 @@ static void note_phase(Move *m, MoveState next)
 			break;
 		}
 	}
-	m->t.phase_begun = now;
+	if (was)
+		m->t.phase_begun = now; /* the first one has begun with the migration */
 }
 
 void move_end_phase(Move *m)

@@ -59,15 +59,42 @@ def test_there_and_back(bed, vm):
             assert 0 < result["steps"]["commit_to_resume"] < result["pause_ms"] < result["total_ms"]
 
 
+def logins(host):
+    return (host.dir / "sshd.log").read_text().count("Accepted publickey")
+
+
 @pytest.mark.parametrize("transport", ["tcp", "tls", "ssh", "tunnel"])
 def test_transports_over_ssh(bed, vm, transport):
+    """One login, whatever goes through it, and phases that account for the whole time."""
     with bed.probe(*STREAMS) as probe:
         for here, there in ((bed.a, bed.b), (bed.b, bed.a)):
             probe.mark()
             channels = ["--channels=2"] if there is bed.b else []
+            before = logins(there)
             result = move(bed, vm, here, there, f"--transport={transport}", *channels, destination=there.ssh)
-            assert result["transport"] == transport
+            assert result["transport"] == transport and logins(there) == before + 1
+            assert sum(result["phases"].values()) == pytest.approx(result["total_ms"], abs=5)
             probe.assert_alive(gap_ms=longest_gap(result))
+
+
+@contextlib.contextmanager
+def slow_line(*hosts):
+    """20 Mbit/s, and up to 4 MB that stand in front of whatever comes next: 1.6 s."""
+    for host in hosts:
+        host.run("tc", "qdisc", "add", "dev", "mig0", "root", "tbf", "rate", "20mbit", "burst", "32k", "limit", "4m")
+    try:
+        yield
+    finally:
+        for host in hosts:
+            host.run("tc", "qdisc", "del", "dev", "mig0", "root")
+
+
+@pytest.mark.long
+def test_slow_line_is_not_cut(bed, vm):
+    """Memory and messages share one ssh connection: to stand behind memory is no silence."""
+    with slow_line(bed.a, bed.b):
+        result = move(bed, vm, bed.a, bed.b, "--transport=ssh", "--deadline=link=2", destination=bed.b.ssh)
+    assert result["phases"]["Perform"] > 5000, result
 
 
 def test_transport_by_itself(bed, vm):
