@@ -10,7 +10,7 @@
 /* The schema of a definition: all that is said about a key is said here (and in vmferry.vm(5)). */
 
 #define MIB (1024ULL * 1024)
-#define PORT_FREE_FOR_ALL 1024 /* the keeper, who listens, is root: a definition may come from another host */
+#define GRAPHICS_PORT_MIN 5900 /* a definition may come from another host, and must not take the place of a service */
 
 static bool cache_differs(const void *a, const void *b);
 static bool accel_differs(const void *a, const void *b);
@@ -210,9 +210,9 @@ static int check_together(const VmDefinition *def, const ConfLines *lines, Error
 		error_hint(err, "put disks on bus = \"scsi\": they share one slot");
 		return -EINVAL;
 	}
-	if (def->graphics_port && def->graphics_port < PORT_FREE_FOR_ALL) {
-		conf_fail(lines, "graphics", err, "graphics: port %u is one of the system's", def->graphics_port);
-		error_hint(err, "from %d on; usual is 5900 and what follows", PORT_FREE_FOR_ALL);
+	if (def->graphics_port && def->graphics_port < GRAPHICS_PORT_MIN) {
+		conf_fail(lines, "graphics", err, "graphics: port: %u is too small", def->graphics_port);
+		error_hint(err, "from %d on; without it, one that is free", GRAPHICS_PORT_MIN);
 		return -EINVAL;
 	}
 	if (def->graphics_tls && def->graphics != GRAPHICS_SPICE)

@@ -69,7 +69,7 @@ static const Bad bads[] = {
 	{M "disk a.b {" DISK "}\n", "2: disk \"a.b\"", NULL},
 	{M "graphics sdl {}\n", "2: graphics \"sdl\" is not known", "\"spice\" or \"vnc\""},
 	{M "graphics vnc { tls-directory = /x }\n", "2: graphics vnc has no tls-directory", NULL},
-	{M "graphics vnc {\nport = 1023 }\n", "2: graphics: port 1023 is one of the system's", "from 1024 on"},
+	{M "graphics vnc {\nport = 5899 }\n", "2: graphics: port: 5899 is too small", "from 5900 on"},
 	{M "graphics vnc { port = 65536 }\n", "2: graphics vnc: port: 65536 is too large", NULL},
 	{M "graphics none {}\n", "2: graphics \"none\" is not known", NULL},
 	{M "conntrack { mark = \"5/4\" }\n", "2: ", "no bits outside the mask"},
