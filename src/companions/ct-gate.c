@@ -17,6 +17,7 @@
 #include "basic/clock.h"
 #include "basic/fd.h"
 #include "companions/conntrack.h"
+#include "companions/counters.h"
 #include "companions/gate.h"
 
 typedef enum State { STATE_PENDING, STATE_RUNNING, STATE_DONE, STATE_FAILED, STATE_TIMED_OUT, _STATE_MAX } State;
@@ -50,9 +51,7 @@ typedef struct Import {
 	GateStats before; /* when it began */
 	Transfer transfer;
 	int next_fd; /* a newer connection, whose turn is when the child of the older one has ended; or -1 */
-	struct {
-		uint64_t success, aborted, error;
-	} count;
+	Counters count;
 } Import;
 
 static void start_transfer(Import *g, int fd);
@@ -70,12 +69,16 @@ static State state_now(const Import *g)
 
 static json_object *counters(const Import *g)
 {
+	Counters count = g->count;
+	json_object *o;
 	GateStats s;
 
 	gate_stats(g->gate, &s);
-	return json_build("state", "s", state_names[state_now(g)], "imports_success", "u", g->count.success,
-			  "imports_aborted", "u", g->count.aborted, "imports_error", "u", g->count.error,
-			  "waits_completed", "u", s.completed, "waits_timeout", "u", s.timeout, NULL);
+	count.waits.completed = s.completed;
+	count.waits.timeout = s.timeout;
+	o = json_build("state", "s", state_names[state_now(g)], NULL);
+	counters_extend(o, &count);
+	return o;
 }
 
 static void answer_status(const Import *g, int fd)
@@ -123,9 +126,9 @@ static int on_result(_unused_ sd_event_source *s, int fd, _unused_ uint32_t reve
 	cut = r.result == -EPIPE || g->next_fd >= 0;
 	g->transfer.told = true;
 	g->transfer.result_source = sd_event_source_disable_unref(g->transfer.result_source);
-	g->count.success += r.result >= 0;
-	g->count.aborted += r.result < 0 && cut;
-	g->count.error += r.result < 0 && !cut;
+	g->count.imports.success += r.result >= 0;
+	g->count.imports.aborted += r.result < 0 && cut;
+	g->count.imports.error += r.result < 0 && !cut;
 	g->state = r.result < 0 ? STATE_FAILED : STATE_DONE;
 	say_result(g, &r);
 	/* Who it was for has gone on without it: it is not the next one's. A newer one is to be waited for. */
@@ -223,7 +226,7 @@ static void start_transfer(Import *g, int fd)
 	r = fork_transfer(g, fd);
 	if (r >= 0)
 		return;
-	g->count.error++;
+	g->count.imports.error++;
 	g->state = STATE_FAILED;
 	transfer_done(&g->transfer);
 	gate_ready(g->gate);
@@ -278,8 +281,8 @@ int tool_gate(const Tool *tool, Error **err)
 	r = sd_event_loop(g.event);
 	o = counters(&g);
 	json_extend(o, "event", "s", "ended", NULL);
-	tool_say(tool, o, "%" PRIu64 " imports done, %" PRIu64 " cut, %" PRIu64 " failed", g.count.success,
-		 g.count.aborted, g.count.error);
+	tool_say(tool, o, "%" PRIu64 " imports done, %" PRIu64 " cut, %" PRIu64 " failed", g.count.imports.success,
+		 g.count.imports.aborted, g.count.imports.error);
 	return r;
 }
 

@@ -15,6 +15,7 @@
 #include "basic/clock.h"
 #include "basic/fd.h"
 #include "companions/conntrack.h"
+#include "companions/counters.h"
 #include "companions/gate.h"
 #include "companions/libvirt.h"
 
@@ -61,6 +62,7 @@ static void say(const char *what)
 
 static void say_end(const Receive *r, const char *what)
 {
+	bool rolled_back = streq(what, "rolled-back");
 	json_object *o;
 	CtApplyStats s;
 	GateStats g;
@@ -71,6 +73,9 @@ static void say_end(const Receive *r, const char *what)
 		       s.refused, "failed", "u", s.failed, "replaced", "u", s.replaced, "first_refused", "s",
 		       *s.first_refused ? s.first_refused : NULL, "gate", "s", r->how, "held_usec", "u", r->held,
 		       "hook_completed", "u", g.completed, "hook_timeout", "u", g.timeout, NULL);
+	counters_extend(o, &(Counters){.imports = {.success = r->stream == STREAM_WHOLE && !rolled_back,
+						   .aborted = r->stream != STREAM_WHOLE || rolled_back},
+				       .waits = {.completed = g.completed, .timeout = g.timeout}});
 	printf("%s\n", json_text(o));
 	fflush(stdout);
 	json_object_put(o);

@@ -146,6 +146,22 @@ int vmstate_stop(const Tool *tool, Error **err)
 	return 0;
 }
 
+/* As the helper says them, see counters.h. */
+static void add_counters(sd_bus *bus, const Helper *h, const char *interface, json_object *o)
+{
+	_cleanup_free_ char *text = NULL;
+	json_object *counters;
+
+	if (sd_bus_get_property_string(bus, h->owner, VMSTATE_PATH, interface, "Counters", NULL, &text) < 0)
+		return;
+	counters = json_parse(text, strlen(text));
+	if (!counters)
+		return;
+	json_object_object_foreach(counters, key, value)
+		json_object_object_add(o, key, json_object_get(value));
+	json_object_put(counters);
+}
+
 static void print(const Tool *tool, sd_bus *bus, Helper *h)
 {
 	static const char *const interfaces[] = {"org.vmferry.VMStateHelper1", "com.proxmox.VMStateHelper"};
@@ -157,6 +173,7 @@ static void print(const Tool *tool, sd_bus *bus, Helper *h)
 		json_object *o = json_build("id", "s", h->id, "owner", "s", h->owner, "followed", "u", (uint64_t)h->followed,
 					    "migrated", "u", (uint64_t)h->migrated, NULL);
 
+		add_counters(bus, h, interface, o);
 		printf("%s\n", json_text(o));
 		json_object_put(o);
 	} else {

@@ -20,6 +20,7 @@
 #include "basic/fd.h"
 #include "basic/log.h"
 #include "companions/conntrack.h"
+#include "companions/counters.h"
 #include "companions/vmstate-door.h"
 #include "companions/vmstate.h"
 #include "conntrack/save.h"
@@ -44,6 +45,7 @@ typedef struct Service {
 	uint64_t left;	   /* found no room in the last Save */
 	bool added;	   /* our object is in QEMU */
 	DoorLate late;	   /* of doors before this one */
+	Counters count;	   /* without those */
 	uint8_t *snapshot;
 } Service;
 
@@ -108,6 +110,8 @@ static size_t save(Service *s, const uint8_t **ret)
 	uint64_t begin = now_usec();
 	size_t len = snapshot(s, ret);
 
+	*(s->migrated ? &s->count.exports.success : &s->count.exports.skipped) += 1;
+	s->count.exported_bytes += len;
 	log_info("saved %" PRIu32 " entries, %zu bytes, in %" PRIu64 " us", s->migrated, len, now_usec() - begin);
 	if (s->left)
 		log_warning("%" PRIu64 " entries found no room in QEMU's 1 MiB", s->left);
@@ -219,6 +223,7 @@ static void load_and_say(Service *s, const void *data, size_t len)
 	(void)ct_follow_mute(s->follow);
 	r = load(s, data, len, &err);
 	unmute_later(s);
+	*(r < 0 ? &s->count.imports.error : &s->count.imports.success) += 1;
 	if (r < 0)
 		log_error("cannot load all: %s", err ? err->message : strerror(-r));
 	if (s->apply) {
@@ -267,6 +272,34 @@ static int get_followed(_unused_ sd_bus *bus, _unused_ const char *path, _unused
 	return sd_bus_message_append(reply, "u", (uint32_t)stats.entries);
 }
 
+/* A door counts whom it has let through without us; we may have come to it later all the same. */
+static Counters counters(const Service *s)
+{
+	DoorLate late = {};
+	Counters c = s->count;
+	uint64_t loads = c.imports.success + c.imports.error;
+
+	if (s->door)
+		door_late(s->door, &late);
+	c.exports.error = s->late.save + late.save;
+	c.waits.timeout = s->late.load + late.load;
+	c.waits.completed = loads > c.waits.timeout ? loads - c.waits.timeout : 0;
+	return c;
+}
+
+static int get_counters(_unused_ sd_bus *bus, _unused_ const char *path, _unused_ const char *interface,
+			_unused_ const char *property, sd_bus_message *reply, void *userdata, _unused_ sd_bus_error *error)
+{
+	json_object *o = json_object_new_object();
+	Counters c = counters(userdata);
+	int r;
+
+	counters_extend(o, &c);
+	r = sd_bus_message_append(reply, "s", json_text(o));
+	json_object_put(o);
+	return r;
+}
+
 static int on_quit(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
 {
 	Service *s = userdata;
@@ -287,6 +320,7 @@ static const sd_bus_vtable helper_table[] = {
 	SD_BUS_VTABLE_START(0),
 	SD_BUS_PROPERTY("NumMigratedEntries", "u", NULL, offsetof(Service, migrated), 0),
 	SD_BUS_PROPERTY("NumFollowedEntries", "u", get_followed, 0, 0),
+	SD_BUS_PROPERTY("Counters", "s", get_counters, 0, 0),
 	SD_BUS_METHOD("Quit", "", "", on_quit, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_VTABLE_END,
 };

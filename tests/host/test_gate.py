@@ -85,8 +85,8 @@ def test_data_before_hook(gate, agent):
     g.send(frame(ENTRY))
     assert (g.imported()["state"], g.imported()["applied"]) == ("done", 1)
     assert g.wait()[0] == "ok" and list(agent.table) == [ENTRY[:14]]
-    assert g.status() == {"state": "pending", "imports_success": 1, "imports_aborted": 0, "imports_error": 0, "waits_completed": 1,
-                          "waits_timeout": 0}
+    assert g.status() == {"state": "pending", "exports": {"success": 0, "skipped": 0, "error": 0}, "exported_bytes": 0,
+                          "imports": {"success": 1, "aborted": 0, "error": 0}, "gate_waits": {"completed": 1, "timeout": 0}}
 
 
 def test_hook_before_data(gate, agent):
@@ -114,7 +114,7 @@ def test_no_data(gate):
         assert answer == "ok" and ms >= 200
         times.append(ms)
     assert min(times) < 300, times
-    assert g.status()["waits_timeout"] == len(times) and not g.status()["waits_completed"]
+    assert g.status()["gate_waits"]["timeout"] == len(times) and not g.status()["gate_waits"]["completed"]
 
 
 def test_import_hangs(gate, agent):
@@ -183,7 +183,7 @@ def test_retry_starts_clean(gate, agent):
         assert hook.recv(16) == b"ok\n"
         assert old.recv(1) == b""
     assert lifetime(agent.now()[ENTRY[:14]]) <= 1 and lifetime(agent.now()[other[:14]]) > 7000
-    assert (g.status()["imports_success"], g.status()["imports_aborted"]) == (1, 1)
+    assert (g.status()["imports"]["success"], g.status()["imports"]["aborted"]) == (1, 1)
 
 
 def test_followed_until_the_switch(gate, agent, tmp_path):
@@ -243,11 +243,11 @@ def test_listener(gate, agent):
     g = gate()
     waiting = g.connect(b"wait\n")
     with contextlib.closing(waiting):
-        assert g.status()["waits_completed"] == 0  # it has been heard
+        assert g.status()["gate_waits"]["completed"] == 0  # it has been heard
         assert g.close() == 0
         assert waiting.recv(16) == b"ok\n"  # nobody is left to wait
     assert not g.path.exists()
-    assert said(g.log.read_text(), "ended")["waits_completed"] == 0
+    assert said(g.log.read_text(), "ended")["gate_waits"]["completed"] == 0
 
 
 def test_rude_visitors(gate):

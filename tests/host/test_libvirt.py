@@ -250,6 +250,7 @@ def test_gate_of_the_hook(pair, in_time):
     receive.stdin.close()
     end = said()
     assert (end["hook_completed"], end["hook_timeout"]) == ((1, 0) if in_time else (0, 1)), end
+    assert end["gate_waits"] == {"completed": int(in_time), "timeout": int(not in_time)} and sum(end["imports"].values()) == 1, end
     assert receive.wait(LIMIT) == 0
     receive.stdout.close()
     pair.nothing_left(source, target)

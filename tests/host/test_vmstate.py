@@ -231,6 +231,7 @@ def test_hung(bed, buses):
             stopped = []
             if comes == "late":
                 wait_until(lambda: len(there.conntrack("-s", guest.ip4, "-p", "tcp")) == 100)
+                assert buses[there].helpers()["vmferry-web1"]["gate_waits"] == {"completed": 0, "timeout": 1}
             for bus in buses.values():
                 bus.tool("stop", "web1", check=False)
             wait_until(lambda: not buses[here].helpers() and not buses[there].helpers())
@@ -286,6 +287,8 @@ def test_save_and_load(bed, buses):
         wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] == 5000)
         full = saved(bus.call(owner, "Save"))
         assert bus.helpers()["vmferry-web1"]["migrated"] == 5000 and len(full) < 1 << 18
+        counted = bus.helpers()["vmferry-web1"]
+        assert counted["exports"] == {"success": 1, "skipped": 1, "error": 0} and counted["exported_bytes"] == len(empty) + len(full)
         bed.a.run(CONNTRACK, "flush", "--address", guest.ip4)
         for bad in ("array:byte:0", "array:byte:1,2,3", "array:byte:86,70,67,84,9,9,9,9"):
             bus.call(owner, "Load", bad)
@@ -296,6 +299,8 @@ def test_save_and_load(bed, buses):
         bus.call(owner, "Load", "array:byte:" + ",".join(map(str, b"[0]\n")))
         assert bus.helpers()["vmferry-web1"]["migrated"] == 0
         assert sum("mark=100 " in line for line in bed.a.conntrack("-m", "100")) == 3
+        counted = bus.helpers()["vmferry-web1"]
+        assert counted["imports"] == {"success": 3, "aborted": 0, "error": 2} and counted["gate_waits"] == {"completed": 5, "timeout": 0}
         # Load makes entries unheard: they are known afterwards, and their ends, and who comes then.
         bed.a.run(CONNTRACK, "flush", "--address", guest.ip4)
         wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] == 0)
