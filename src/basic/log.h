@@ -22,6 +22,7 @@ void log_set_sink(LogSink sink, void *userdata);
 /** log_set_level() - lines above this level are not written (default: info; VMFERRY_LOG=debug raises it) */
 void log_set_level(LogLevel level);
 
+/** log_line() - write a line; control characters in it become "?" */
 void log_line(LogLevel level, const char *fmt, ...) _printf_(2, 3);
 
 #define log_debug(...) log_line(LOG_LEVEL_DEBUG, __VA_ARGS__)

@@ -459,7 +459,8 @@ static void say_rest(Follow *f)
 	}
 }
 
-int follow_status(json_object *result, Error **err)
+/* The exit status a result stands for; sets @err unless it is STATUS_DONE. */
+static int result_status(json_object *result, Error **err)
 {
 	const char *status = "unknown", *guest = "unknown", *message = NULL, *phase = NULL, *hint = NULL;
 	const char *kind = "migration";
@@ -490,7 +491,7 @@ static int conclude(Follow *f, json_object **ret, Error **err)
 	say_rest(f);
 	if (f->result) {
 		*ret = json_object_get(f->result);
-		return is_order(f, "Check") ? STATUS_DONE : follow_status(f->result, err);
+		return is_order(f, "Check") ? STATUS_DONE : result_status(f->result, err);
 	}
 	if (f->idle)
 		return STATUS_DONE;

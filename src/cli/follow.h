@@ -27,6 +27,3 @@ typedef struct FollowOrder {
  * Return: ExitStatus, with @err set unless it is STATUS_DONE, or negative errno.
  */
 int follow_migration(const Cli *cli, const char *name, const FollowOrder *order, json_object **ret, Error **err);
-
-/** follow_status() - the exit status a migration's result stands for; sets @err unless it is STATUS_DONE */
-int follow_status(json_object *result, Error **err);

@@ -23,7 +23,8 @@ static void add(json_object *words, const char *word)
 	json_object_array_add(words, json_object_new_string(word));
 }
 
-int remote_line(const Cli *cli, char **ret, Error **err)
+/* The line that is sent, without newline. */
+static int remote_line(const Cli *cli, char **ret, Error **err)
 {
 	_cleanup_json_ json_object *words = json_object_new_array();
 	const char *choice, *text;

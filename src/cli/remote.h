@@ -21,11 +21,8 @@ int remote_run(const Cli *cli, const char *host, Error **err);
 /** remote_argv() - the command that talks to `vmferry control` on a host: strv_free() it. Return: 0 or -EINVAL, @err set */
 int remote_argv(const char *host, char ***ret, Error **err);
 
-/** remote_line() - the line that is sent, without newline: free() it; -E2BIG if it is too long */
-int remote_line(const Cli *cli, char **ret, Error **err);
-
 /**
- * remote_words() - the reverse: check and split such a line
+ * remote_words() - check and split the line that remote_run() sends
  * @ret: words, at least one, none of them before the verb
  *
  * Return: 0, or -EINVAL with @err set.

@@ -53,6 +53,7 @@ typedef struct Input {
 	uint64_t lines, skipped;
 } Input;
 
+/** input_done() - free what it holds; the descriptor stays open */
 void input_done(Input *input);
 
 /**

@@ -43,6 +43,7 @@ void gate_forget(Gate *gate);
 /** gate_ready() - the connections are in: who waits goes on, and who comes from now on does at once */
 void gate_ready(Gate *gate);
 
+/** gate_stats() - who waited up to now, and how that ended */
 void gate_stats(const Gate *gate, GateStats *ret);
 
 /** gate_free() - remove the socket; who still waits goes on. Return: NULL */

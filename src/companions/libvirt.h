@@ -106,6 +106,7 @@ typedef enum DomainSource {
 	_FROM_MAX
 } DomainSource;
 
+/** domain_source_name() - what people are told of it */
 const char *domain_source_name(DomainSource source);
 
 /**

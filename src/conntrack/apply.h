@@ -77,6 +77,7 @@ struct CtApply {
 	bool found_valid;
 };
 
+/** ct_apply_seconds() - the monotonic clock, in whole seconds */
 uint32_t ct_apply_seconds(void);
 
 /*

@@ -132,6 +132,7 @@ size_t ct_follow_bound(const CtFollow *follow, const CtSelect *own, char *exampl
 /** ct_follow_pending() - whether ct_follow_delta() has something to say (not counting what is still in the socket) */
 bool ct_follow_pending(const CtFollow *follow);
 
+/** ct_follow_stats() - the counters up to now */
 void ct_follow_stats(const CtFollow *follow, CtFollowStats *ret);
 
 /* What a target should know of a VM's entries before they come. */
@@ -281,6 +282,7 @@ int ct_apply_sweep_some(CtApply *apply);
 /** ct_apply_rollback() - the VM did not come: delete what we installed. Return: number deleted or negative errno */
 int ct_apply_rollback(CtApply *apply);
 
+/** ct_apply_stats() - the counters up to now */
 void ct_apply_stats(const CtApply *apply, CtApplyStats *ret);
 
 /* ---- the rest ---- */

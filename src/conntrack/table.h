@@ -61,7 +61,9 @@ typedef struct CtTable {
 	uint64_t seed[2];
 } CtTable;
 
+/** ct_table_init() - an empty table */
 void ct_table_init(CtTable *table);
+/** ct_table_clear() - free all that is in it; ct_table_init() makes it usable again */
 void ct_table_clear(CtTable *table);
 
 /** ct_table_at() - the entry of an index; the address stays while the entry lives */
@@ -92,7 +94,9 @@ void ct_table_destroyed(CtTable *table, const CtRecord *record);
  * sequence adjustments no event tells, so these are taken over */
 void ct_table_answer(CtTable *table, const CtRecord *record);
 
+/** ct_table_dump_begin() - a dump of the kernel's table begins; what events speak of from here on is newer than it */
 void ct_table_dump_begin(CtTable *table);
+/** ct_table_dump_record() - an entry of the dump; of what an event spoke of since it began, only gaps are filled */
 void ct_table_dump_record(CtTable *table, const CtRecord *record);
 /** ct_table_dump_end() - @complete: the dump was whole, what it did not show is gone */
 void ct_table_dump_end(CtTable *table, bool complete);

@@ -16,6 +16,7 @@ typedef struct CtVictims {
 	size_t n, size;
 } CtVictims;
 
+/** ct_victims_add() - one more, grows @victims */
 void ct_victims_add(CtVictims *victims, const CtRecord *record);
 
 /** ct_victim_build() - name it, for DELETE */

@@ -50,6 +50,7 @@ typedef struct CtWireReader {
 	const char *why;
 } CtWireReader;
 
+/** ct_wire_read() - begin to read batches from memory, which stays the caller's */
 void ct_wire_read(CtWireReader *reader, const void *data, size_t len);
 
 /**

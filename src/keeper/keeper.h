@@ -39,6 +39,7 @@
 #define X(id, name, text) VM_##id,
 typedef enum VmState { VM_STATES(X) _VM_STATE_MAX } VmState;
 #undef X
+/** vm_state_to_string() - the name above; and the reverse: -EINVAL if there is no such name */
 const char *vm_state_to_string(VmState state);
 int vm_state_from_string(const char *s);
 

@@ -223,6 +223,7 @@ const MoveRow *move_step(MoveState state, MoveEvent event, unsigned int facts);
 /** move_rows() - the whole table, for docs, the model and tests */
 const MoveRow *move_rows(size_t *ret_n);
 
+/* Names as docs/states.md, the log and the model have them, what a state means in words, and its deadline. */
 const char *move_state_name(MoveState state);
 const char *move_state_meaning(MoveState state);
 MoveDeadline move_state_deadline(MoveState state);

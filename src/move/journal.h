@@ -20,6 +20,7 @@
 #define X(id, name, text) JOURNAL_##id,
 typedef enum JournalKind { JOURNAL_KINDS(X) _JOURNAL_KIND_MAX } JournalKind;
 #undef X
+/** journal_kind_to_string() - the name above, NULL if there is no such kind; and the reverse: -EINVAL if there is no such name */
 const char *journal_kind_to_string(JournalKind kind);
 int journal_kind_from_string(const char *s);
 

@@ -35,7 +35,13 @@ static struct ether_header ether(const struct ether_addr *from, const uint8_t to
 	return h;
 }
 
-void announce_arp(const struct ether_addr *mac, struct in_addr address, uint8_t frame[static ANNOUNCE_ARP_BYTES])
+/*
+ * A gratuitous ARP request: sender and target protocol address are both @address, target hardware
+ * address zero, padded to the least Ethernet length
+ *
+ * Source: RFC 826 (format), RFC 5227 section 3 and 2.3 (ARP Announcement).
+ */
+static void announce_arp(const struct ether_addr *mac, struct in_addr address, uint8_t frame[static ANNOUNCE_ARP_BYTES])
 {
 	static const uint8_t broadcast[ETH_ALEN] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 	ArpFrame f = {
@@ -78,7 +84,13 @@ static uint16_t icmp6_checksum(const uint8_t frame[static ANNOUNCE_NA_BYTES])
 	return htons((uint16_t)~s);
 }
 
-void announce_na(const struct ether_addr *mac, const struct in6_addr *address, uint8_t frame[static ANNOUNCE_NA_BYTES])
+/*
+ * An unsolicited Neighbour Advertisement for @address to all nodes (ff02::1): override flag, target
+ * link-layer address option, hop limit 255
+ *
+ * Source: RFC 4861 sections 4.4 and 7.2.6; RFC 2464 section 7 (multicast MAC); RFC 4443 section 2.3 (checksum).
+ */
+static void announce_na(const struct ether_addr *mac, const struct in6_addr *address, uint8_t frame[static ANNOUNCE_NA_BYTES])
 {
 	static const uint8_t all_nodes_mac[ETH_ALEN] = {0x33, 0x33, 0, 0, 0, 1};
 	static const struct in6_addr all_nodes = {.s6_addr = {0xff, 0x02, [15] = 1}};

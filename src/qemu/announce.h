@@ -12,22 +12,6 @@
 #define ANNOUNCE_NA_BYTES 86
 
 /**
- * announce_arp() - a gratuitous ARP request: sender and target protocol address are both @address, target hardware
- * address zero, padded to the least Ethernet length
- *
- * Source: RFC 826 (format), RFC 5227 section 3 and 2.3 (ARP Announcement).
- */
-void announce_arp(const struct ether_addr *mac, struct in_addr address, uint8_t frame[static ANNOUNCE_ARP_BYTES]);
-
-/**
- * announce_na() - an unsolicited Neighbour Advertisement for @address to all nodes (ff02::1): override flag, target
- * link-layer address option, hop limit 255
- *
- * Source: RFC 4861 sections 4.4 and 7.2.6; RFC 2464 section 7 (multicast MAC); RFC 4443 section 2.3 (checksum).
- */
-void announce_na(const struct ether_addr *mac, const struct in6_addr *address, uint8_t frame[static ANNOUNCE_NA_BYTES]);
-
-/**
  * announce_frame() - the one of both that fits
  * @mac, @address: text
  *

@@ -166,7 +166,8 @@ bool disk_cache_writeback(DiskCache cache)
 	return cache != CACHE_DIRECTSYNC && cache != CACHE_WRITETHROUGH;
 }
 
-size_t vm_pci_devices(const VmDefinition *def)
+/* How many PCI slots NICs and virtio disks take. */
+static size_t pci_devices(const VmDefinition *def)
 {
 	size_t n = def->n_nics;
 
@@ -204,8 +205,8 @@ static int check_together(const VmDefinition *def, const ConfLines *lines, Error
 		error_hint(err, "add kernel = ..., or remove it");
 		return -EINVAL;
 	}
-	if (vm_pci_devices(def) > VM_PCI_MAX) {
-		conf_fail(lines, "disk", err, "%zu NICs and virtio disks, and room for %d", vm_pci_devices(def),
+	if (pci_devices(def) > VM_PCI_MAX) {
+		conf_fail(lines, "disk", err, "%zu NICs and virtio disks, and room for %d", pci_devices(def),
 			  VM_PCI_MAX);
 		error_hint(err, "put disks on bus = \"scsi\": they share one slot");
 		return -EINVAL;

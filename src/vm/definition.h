@@ -119,6 +119,7 @@ int vm_definition_load(const char *name, const char *path, VmDefinition **ret, E
  */
 char *vm_definition_text(const VmDefinition *def);
 
+/** vm_definition_copy() - a deep copy; vm_definition_free() takes NULL, too */
 VmDefinition *vm_definition_copy(const VmDefinition *def);
 void vm_definition_free(VmDefinition *def);
 DEFINE_CLEANUP(VmDefinition *, vm_definition_free)
@@ -130,9 +131,6 @@ DEFINE_CLEANUP(VmDefinition *, vm_definition_free)
  *          the same id) is taken where @def leaves it open
  */
 void vm_definition_pin(VmDefinition *def, const VmDefinition *pinned);
-
-/** vm_pci_devices() - how many PCI slots the definition's NICs and virtio disks take */
-size_t vm_pci_devices(const VmDefinition *def);
 
 /** disk_cache_writeback() - whether the guest sees a disk with a write cache it has to flush */
 bool disk_cache_writeback(DiskCache cache);

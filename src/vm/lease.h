@@ -92,6 +92,7 @@ int lease_watch_fd(const Lease *lease);
  */
 int lease_check(Lease *lease, Error **err);
 
+/** lease_held() - whether we hold it, as far as the last call of another function told */
 bool lease_held(const Lease *lease);
 /** lease_generation() - at which we hold it, or gave it back; 0: never */
 uint64_t lease_generation(const Lease *lease);

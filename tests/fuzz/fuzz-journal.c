@@ -31,7 +31,7 @@ static void add_and_reopen(Journal *journal, const char *path)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	_cleanup_free_ char *path = xasprintf("/tmp/fuzz-journal.%d", (int)getpid());
+	_cleanup_free_ char *path = xasprintf("/dev/shm/fuzz-journal.%d", (int)getpid());
 	Journal *journal;
 
 	if (size > 65536 || file_write(path, data, size, 0600, false) < 0)

@@ -27,7 +27,7 @@ static void take(Lease *lease)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	_cleanup_free_ char *path = xasprintf("/tmp/fuzz-lease.%d", (int)getpid());
+	_cleanup_free_ char *path = xasprintf("/dev/shm/fuzz-lease.%d", (int)getpid());
 	VmDefinition definition = {.name = (char *)"web1",
 				   .uuid = (char *)"0c3ba6a8-6a4b-4a4e-9d5b-0d8c1c2c9f11",
 				   .lease = LEASE_FILE,
