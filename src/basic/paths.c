@@ -25,6 +25,11 @@ const char *state_dir(void)
 	return dir_from("VMFERRY_STATE_DIR", "/var/lib/vmferry");
 }
 
+const char *cgroup_dir(void)
+{
+	return dir_from("VMFERRY_CGROUP_DIR", "/sys/fs/cgroup");
+}
+
 static char *vm_path(const char *dir, const char *name, const char *file)
 {
 	return xasprintf("%s/%s%s%s", dir, name, file ? "/" : "", file ? file : "");

@@ -11,6 +11,8 @@ const char *config_dir(void);
 const char *runtime_dir(void);
 /** state_dir() - VMFERRY_STATE_DIR or /var/lib/vmferry: what must survive one */
 const char *state_dir(void);
+/** cgroup_dir() - VMFERRY_CGROUP_DIR or /sys/fs/cgroup: control groups (v2) */
+const char *cgroup_dir(void);
 
 /** runtime_path() - RUNTIME_DIR/NAME/FILE, or RUNTIME_DIR/NAME if @file is NULL; free() it */
 char *runtime_path(const char *name, const char *file);

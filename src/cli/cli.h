@@ -5,7 +5,13 @@
 #include "cli/options.h"
 
 /* What `vmferry` ends with. "Failed" promises that the guest runs where it was; "in doubt" is never silent. */
-typedef enum ExitStatus { STATUS_DONE = 0, STATUS_FAILED = 1, STATUS_USAGE = 2, STATUS_DOUBT = 3 } ExitStatus;
+typedef enum ExitStatus {
+	STATUS_DONE = 0,
+	STATUS_FAILED = 1,
+	STATUS_USAGE = 2,
+	STATUS_DOUBT = 3,
+	STATUS_LATER = 75, /* between parallel_run() and its children: not now, nothing was said */
+} ExitStatus;
 
 /**
  * enum VerbFlags - what a verb's entry says besides its words

@@ -122,6 +122,7 @@ int client_bus_error(const sd_bus_error *e, Error **err)
 		{"org.vmferry.Error.InvalidArgument", -EINVAL},
 		{"org.vmferry.Error.NotRunning", -ESRCH},
 		{"org.vmferry.Error.Busy", -EBUSY},
+		{"org.vmferry.Error.Later", -EAGAIN},
 		{"org.vmferry.Error.TooLate", -EALREADY},
 		{"org.vmferry.Error.NotFound", -ENOENT},
 		{"org.vmferry.Error.Denied", -EPERM},

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <errno.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -109,11 +110,17 @@ static json_object *upgrade_options(const Cli *cli)
 static int upgrade_each(const Cli *cli, const char *name, json_object **ret, Error **err)
 {
 	_cleanup_json_ json_object *options = upgrade_options(cli);
-	bool check = false;
+	bool check = false, or_later = false;
+	int r;
 
 	if (json_get_bool(cli->options, "check", &check) && check)
-		return check_each(name, json_text(options), ret, err);
-	return follow_migration(cli, name, &(FollowOrder){"Upgrade", NULL, json_text(options)}, ret, err);
+		r = check_each(name, json_text(options), ret, err);
+	else
+		r = follow_migration(cli, name, &(FollowOrder){"Upgrade", NULL, json_text(options)}, ret, err);
+	if (r != -EAGAIN || !json_get_bool(cli->options, "or_later", &or_later))
+		return r;
+	error_free(TAKE_PTR(*err));
+	return STATUS_LATER;
 }
 
 static bool runs(const char *name)
@@ -131,6 +138,7 @@ static const OptionSpec options[] = {
 	{"definition-text", 0, OPTION_TEXT, "TEXT", "to_definition", NULL},
 	{"way", 0, OPTION_TEXT, "auto|in-place|copy", "way", "map the guest's memory again, or copy it (auto)"},
 	{"no-live", 0, OPTION_NO, NULL, "live", "if its memory is copied: pause the guest for that"},
+	{"or-later", 0, OPTION_FLAG, NULL, "or_later", NULL},
 	{"check", 0, OPTION_FLAG, NULL, "check", "say what would be done and what is in the way"},
 	{NULL},
 };

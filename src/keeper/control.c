@@ -262,10 +262,15 @@ static Client *calling(Keeper *k, sd_bus_message *m)
 	return c;
 }
 
+static const char *kind_of(int error)
+{
+	return error == -EBUSY ? "Busy" : error == -EAGAIN ? "Later" : error == -EINVAL ? "InvalidArgument" : "Failed";
+}
+
 static int started(sd_bus_message *m, Keeper *k, bool check, int r, Error *err, sd_bus_error *error)
 {
 	if (r < 0)
-		return bus_error(error, r == -EBUSY ? "Busy" : r == -EINVAL ? "InvalidArgument" : "Failed", err);
+		return bus_error(error, kind_of(r), err);
 	return check ? 1 : sd_bus_reply_method_return(m, "s", k->move->id);
 }
 
@@ -329,7 +334,7 @@ static int start_upgrade(sd_bus_message *m, Keeper *k, bool check, sd_bus_error 
 	READ_string(o, &options, way);
 	READ_bool(o, &options, live);
 	r = upgrade_start(k, &options, check ? m : NULL, &err);
-	if (r < 0 && r != -EBUSY && check)
+	if (r < 0 && r != -EBUSY && r != -EAGAIN && check)
 		return answer_refused(m, report_upgrade_refused(k, err));
 	return started(m, k, check, r, err, error);
 }

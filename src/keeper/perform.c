@@ -6,7 +6,7 @@
 #include <inttypes.h>
 #include <unistd.h>
 
-#include "keeper/move.h"
+#include "keeper/upgrade.h"
 #include "keeper/tls.h"
 
 #define WATCHDOG_USEC (1 * USEC_PER_SEC)
@@ -415,6 +415,8 @@ static void on_figures(json_object *ret, const char *error, void *userdata)
 		m->predicted_pause_ms = m->ram_remaining * 1000 / m->rate;
 	m->throttled = 0;
 	(void)json_get_u64(ret, "cpu-throttle-percentage", &m->throttled);
+	if (m->up)
+		upgrade_progress(m);
 	raise_downtime(m, syncs);
 	check_converging(m, syncs);
 	throttle(m, syncs);

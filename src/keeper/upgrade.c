@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vm/room.h"
+
 #define STREAM_FD_NAME "vmferry-upgrade"
 #define COPY_THROTTLE 99 /* percent of a guest's time that it may lose where it writes faster than a copy gets on */
 #define MEMORY_OF_A_QEMU                                                                                               \
@@ -172,10 +174,15 @@ static int take_way(Keeper *k, const UpgradeOptions *o, VmDefinition *def, bool 
 }
 
 /* In place the guest's memory is there already: only what a second QEMU takes for itself is needed. */
-static int check_host(Keeper *k, const VmDefinition *def, bool copy, Error **err)
+static int check_host(Keeper *k, const VmDefinition *def, bool copy, Room **ret, Error **err)
 {
 	VmDefinition need = *def;
-	int r;
+	_cleanup_(room_freep)
+	Room *room = NULL;
+	int r = room_open(&room, err);
+
+	if (r < 0)
+		return r;
 
 	if (!copy) {
 		need.memory = MEMORY_OF_A_QEMU;
@@ -186,10 +193,14 @@ static int check_host(Keeper *k, const VmDefinition *def, bool copy, Error **err
 	r = host_check_resources(k->conf, &need, err);
 	if (r == -ENOMEM && copy)
 		error_prefix(err, "the guest's memory has to be copied, and then it is there twice: ");
+	if (r >= 0)
+		r = room_promise(room, need.memory_backing == MEMORY_HUGE ? 0 : need.memory, err);
+	if (r >= 0)
+		*ret = TAKE_PTR(room);
 	return r;
 }
 
-static int prepare(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, bool *ret_copy, Error **err)
+static int prepare(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, bool *ret_copy, Room **ret_room, Error **err)
 {
 	_cleanup_(vm_definition_freep)
 	VmDefinition *def = NULL;
@@ -203,7 +214,7 @@ static int prepare(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, bool 
 	if (r >= 0)
 		r = take_way(k, o, def, &copy, err);
 	if (r >= 0)
-		r = check_host(k, def, copy, err);
+		r = check_host(k, def, copy, ret_room, err);
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(def);
@@ -249,8 +260,9 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 	Move *m = k->move;
 	_cleanup_free_ char *id = text_random_id();
 	VmDefinition *def = NULL;
+	Room *room = NULL;
 	bool copy;
-	int r = prepare(k, options, &def, &copy, err);
+	int r = prepare(k, options, &def, &copy, &room, err);
 
 	if (r < 0)
 		return r;
@@ -259,6 +271,7 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 	m->state = MOVE_S_IDLE;
 	memcpy(m->id, id, sizeof(m->id));
 	m->up = upgrade_new(m, def, copy);
+	m->up->room = room;
 	m->up->binary = TAKE_PTR(options->binary);
 	m->up->to_definition = TAKE_PTR(options->to_definition);
 	m->opt.check_only = options->check_only;
@@ -415,6 +428,21 @@ int do_set_up_both(Move *m)
 	}
 	up->pending--;
 	return 0;
+}
+
+/* ---- the copy ---- */
+
+void upgrade_progress(Move *m)
+{
+	_cleanup_fd_ int fd = m->up->copy && m->up->other ? qemu_process_memfd(m->up->other) : -1;
+	uint64_t used;
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return;
+	used = (uint64_t)st.st_blocks * 512;
+	if (used < m->up->memory_needed)
+		room_left(m->up->room, m->up->memory_needed - used);
 }
 
 /* ---- the switch ---- */

@@ -30,6 +30,7 @@ typedef struct Upgrade {
 	bool other_killed, taps_attached, resumed, changed_over;
 	char *from_binary, *to_binary, *from_version, *to_version;
 	uint64_t memory_needed; /* bytes, beyond what the guest has */
+	struct Room *room;	/* and these are promised to it */
 	uint64_t spawned, ready, opened, killed, reaped; /* CLOCK_MONOTONIC, microseconds */
 } Upgrade;
 
@@ -50,6 +51,9 @@ void upgrade_options_clear(UpgradeOptions *options);
 
 /** upgrade_end() - do_end() of an upgrade: what is left is taken away, the result is told */
 int upgrade_end(Move *m);
+
+/** upgrade_progress() - memory is being copied: what is there by now is not wanted any more */
+void upgrade_progress(Move *m);
 
 /** upgrade_qemu_event() - move_qemu_event() during an upgrade; the QEMU that has the guest speaks */
 void upgrade_qemu_event(Move *m, const char *name, json_object *data, uint64_t at);

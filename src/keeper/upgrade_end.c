@@ -6,6 +6,8 @@
 #include <inttypes.h>
 #include <unistd.h>
 
+#include "vm/room.h"
+
 /* ---- the end ---- */
 
 /* What the upgrade leaves behind, or takes away again. */
@@ -58,6 +60,7 @@ int upgrade_end(Move *m)
 	}
 	m->status = status_of(m);
 	tidy_up(m); /* before the note goes: a keeper that finds none takes the definition that is there */
+	room_free(TAKE_PTR(m->up->room));
 	move_let_go(m);
 	tell_state(m);
 	if (m->opt.check_only) {

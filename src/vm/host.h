@@ -83,8 +83,8 @@ int host_policy_check(const HostConf *conf, const char *peer_id, const char *pee
 
 /**
  * host_check_resources() - whether this host has what the definition needs: bridges, disk files (openable, right kind),
- * kernel, initrd, firmware, the QEMU program, memory (MemAvailable)
+ * kernel, initrd, firmware, the QEMU program, memory (MemAvailable and what the control groups leave, less what is promised: room.h)
  *
- * Return: 0, or negative errno with @err and hint set.
+ * Return: 0, or negative errno with @err and hint set; -EAGAIN: there is memory, but it is promised to others.
  */
 int host_check_resources(const HostConf *conf, const VmDefinition *def, Error **err);

@@ -15,8 +15,10 @@
 
 #include "basic/fd.h"
 #include "basic/fs.h"
+#include "basic/paths.h"
 #include "basic/text.h"
 #include "host.h"
+#include "room.h"
 
 /* Whether this host has what a definition needs. Nothing is changed, nothing is kept. */
 
@@ -202,21 +204,41 @@ static uint64_t meminfo(const char *text, const char *key)
 	return 0;
 }
 
+/* KiB that are available: to the host, and to the control groups that we are in. */
+static uint64_t available(const char *info)
+{
+	_cleanup_free_ char *self = NULL;
+	uint64_t host = meminfo(info, "MemAvailable"), here;
+
+	if (file_read("/proc/self/cgroup", 64 * 1024, &self, NULL) < 0)
+		return host;
+	here = room_cgroup(cgroup_dir(), self) >> 10;
+	return here < host ? here : host;
+}
+
 static int check_memory(const Need *need)
 {
 	_cleanup_free_ char *text = NULL;
 	bool huge = need->def->memory_backing == MEMORY_HUGE;
-	uint64_t have;
+	uint64_t have, promised = huge ? 0 : room_promised() >> 10, wanted = need->def->memory >> 10;
 	int r;
 
 	r = file_read("/proc/meminfo", 64 * 1024, &text, NULL);
 	if (r < 0)
 		return error_set(need->err, r, "cannot read /proc/meminfo: %s", strerror(-r));
-	have = huge ? meminfo(text, "HugePages_Free") * meminfo(text, "Hugepagesize") : meminfo(text, "MemAvailable");
-	if (need->def->memory >> 10 <= have)
+	have = huge ? meminfo(text, "HugePages_Free") * meminfo(text, "Hugepagesize") : available(text);
+	if (wanted + promised <= have)
 		return 0;
-	error_set(need->err, -ENOMEM, "memory: %" PRIu64 " MiB wanted, %" PRIu64 " MiB %s", need->def->memory >> 20,
-		  have >> 10, huge ? "free in huge pages" : "available");
+	if (wanted <= have) {
+		error_set(need->err, -EAGAIN,
+			  "memory: %" PRIu64 " MiB wanted, %" PRIu64 " MiB available, of which upgrades under way are "
+			  "promised %" PRIu64 " MiB",
+			  wanted >> 10, have >> 10, promised >> 10);
+		error_hint(need->err, "try again when they have ended");
+		return -EAGAIN;
+	}
+	error_set(need->err, -ENOMEM, "memory: %" PRIu64 " MiB wanted, %" PRIu64 " MiB %s", wanted >> 10, have >> 10,
+		  huge ? "free in huge pages" : "available");
 	error_hint(need->err, huge ? "sysctl vm.nr_hugepages reserves more" : "stop or move another VM");
 	return -ENOMEM;
 }

@@ -425,6 +425,68 @@ def test_no_room_for_a_copy(bed, cleanup):
     assert bed.a.status("large")["pid"] == pid
 
 
+@pytest.fixture
+def limited(bed, cleanup):
+    """VMs whose keepers are in a control group with a limit: start(number), and room(MiB), which there is then."""
+    group = bed.a.dir / "cgroup"
+    group.mkdir(exist_ok=True)
+
+    def room(mib):
+        (group / "memory.current").write_text(f"{1000 << 20}\n")
+        (group / "memory.stat").write_text(f"anon 0\ninactive_file {200 << 20}\n")
+        (group / "memory.max").write_text(f"{(800 + mib) << 20}\n")
+
+    def start(number):
+        name = f"limited{number}"
+        keys = {"kernel": None, "initrd": None, "append": None, "machine": MACHINE, "binary": qemu(), "memory_backing": "private"}
+        bed.a.define(name, Guest(number), memory="32M", **keys)
+        bed.a.vmferry("start", name, env={"VMFERRY_CGROUP_DIR": str(group)})
+        cleanup(name)
+        return name
+
+    room(1000)
+    yield start, room
+
+
+def test_no_room_in_the_control_group(bed, limited):
+    """Refused, with figures, before anything is begun: 32 MiB once more, and 48 for a QEMU."""
+    start, room = limited
+    name = start(27)
+    room(79)
+    for option in ([], ["--check"]):
+        done = bed.a.vmferry("upgrade", name, *option, check=False)
+        words = done.stdout + done.stderr
+        assert done.returncode == 1 and "80 MiB wanted, 79 MiB available" in words and "twice" in words, words
+    room(80)
+    assert bed.a.vmferry_json("upgrade", name)["status"] == "completed"
+
+
+def test_room_for_one_at_a_time(bed, limited):
+    """Each alone has room: what is promised to one that is under way the others do not have, and wait for it."""
+    start, room = limited
+    names = [start(number) for number in (27, 28, 29)]
+    room(150)
+    for options in (["--check"], []):
+        done = bed.a.vmferry("upgrade", *names, "--parallel=3", "--way=copy", "--json", *options)
+        assert sorted(json.loads(line)["vm"] for line in done.stdout.splitlines()) == names, done.stdout
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+def test_room_that_is_promised(bed, limited):
+    """In the middle of one copy another one is refused, and the refusal says why; after it, it is not."""
+    start, room = limited
+    one, other = start(27), start(28)
+    room(150)
+    injector, refused = Injector([bed.a]), []
+    injector.plan = {(bed.a, "START_UPGRADE", "before"): lambda: refused.append(bed.a.vmferry("upgrade", other, check=False))}
+    try:
+        bed.a.vmferry("upgrade", one)
+    finally:
+        injector.close()
+    assert refused[0].returncode == 1 and "are promised 80 MiB" in refused[0].stderr and "try again" in refused[0].stderr, refused
+    assert bed.a.vmferry_json("upgrade", other)["status"] == "completed"
+
+
 def test_copy(bed, web1):
     """The guest writes memory all the while; nothing of that is lost."""
     web1.newer()
