@@ -300,11 +300,22 @@ static int get_counters(_unused_ sd_bus *bus, _unused_ const char *path, _unused
 	return r;
 }
 
+static void take_out(Service *s)
+{
+	_cleanup_error_ Error *err = NULL;
+
+	if (s->added && vmstate_object_remove(&s->naming, &err) < 0 && err->code != -ENOTCONN)
+		log_warning("%s", err->message);
+	s->added = false;
+}
+
+/* Who told it to may migrate the VM without it as soon as it has its answer. */
 static int on_quit(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
 {
 	Service *s = userdata;
 
 	log_info("told to quit");
+	take_out(s);
 	(void)sd_event_exit(s->event, 0);
 	return sd_bus_reply_method_return(m, NULL);
 }
@@ -552,11 +563,8 @@ static void settle_behind(Service *s)
 
 static void leave(Service *s)
 {
-	_cleanup_error_ Error *err = NULL;
-
 	(void)sd_notify(0, "STOPPING=1");
-	if (s->added && vmstate_object_remove(&s->naming, &err) < 0 && err->code != -ENOTCONN)
-		log_warning("%s", err->message);
+	take_out(s);
 	s->door = door_free(s->door, false);
 	settle_behind(s);
 }
