@@ -113,6 +113,19 @@ UPGRADE_SEEDS = [
     Seed("the end before the old one is gone", [("U_RESUMING", "CONT_OK", "ANNOUNCE", "S_IDLE", ["END"])]),
     Seed("a guest that shuts down while no keeper is there is not seen", frame="UNSEEN_OFF"),
     Seed("who had the guest dies before it is asked, and nobody looks for the other one", frame="UNASKED"),
+    Seed("saved: SIGKILL before the record", [("U_SAVED", "ENTER", "COMMIT_SAVE", "U_QUIT", [])]),
+    Seed("saved: a record that could not be written is carried out", [("U_SAVED", "ACTION_FAILED", "", "U_QUIT", [])]),
+    Seed("saved: the old one resumes after the commit", [("U_QUIT", "ENTER", "KILL_SAVED", "S_CANCEL", [])]),
+    Seed("saved: the new one starts before the old one is gone", [("U_QUIT", "ENTER", "KILL_SAVED", "U_EMPTY", ["KILL_SAVED"])]),
+    Seed("saved: the guest runs while the file has it", [("U_RESTORED", "ENTER", "USE_UP", "U_RESUME", [])]),
+    Seed("saved: a record of its use that could not be written is carried out", [("U_RESTORED", "ACTION_FAILED", "", "U_RESUME", [])]),
+    Seed("saved: used up before it is loaded", [("U_FILL", "QEMU_READY", "LOAD_FILE", "U_RESUME", ["LOAD_FILE", "USE_UP"])]),
+    Seed("saved: the old version starts beside the new one", [("U_RESTORE", "FAILED", "", "U_NEXT", [])]),
+    Seed("saved: the old version is not tried", [("U_NEXT", "ENTER", "FALL_BACK", "S_IDLE", ["END"])]),
+    Seed("saved: the new version is tried for ever", [("U_NEXT", "ENTER", "FALL_BACK", "U_EMPTY", [])], faults=1),
+    Seed("saved: the file goes at the end, though it has the guest", frame="FILE_DROPPED", faults=3),
+    Seed("saved: a keeper that comes back does not look at the file", frame="SAVED_UNSEEN"),
+    Seed("saved: a file that is used up is loaded again", frame="USED_AGAIN"),
 ]
 
 
@@ -297,6 +310,8 @@ UNTAKEN = {
     "S_HOLD ACTION_FAILED": "no action there fails today; one that did must lead back",
     "S_COMMIT ENTER": "a guard: the facts are looked at once more at the point of no return",
     "S_SEND ENTER if not LINK": "a guard, as well",
+    "U_SAVED ENTER": "a guard, as well",
+    "U_RESTORED QEMU_DEAD": "a QEMU that ends between its word and our answer: in the model nothing lies between",
     "T_PREP OUTCOME": "only a peer that asks out of order",
     "T_GATE BARRIER if LOAD_DONE, BARRIER_DONE": "only a peer that sends the last Delta after Finish",
     "T_GATE ENTER if LOAD_DONE, GATE_PASSED": "a gate that is open from the start: in the model its time is over right after",

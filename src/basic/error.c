@@ -33,6 +33,26 @@ void error_hint(Error **err, const char *fmt, ...)
 	va_end(ap);
 }
 
+void error_hint_more(Error **err, const char *fmt, ...)
+{
+	_cleanup_free_ char *first = NULL;
+	char *more;
+	va_list ap;
+
+	if (!err || !*err)
+		return;
+	va_start(ap, fmt);
+	if (vasprintf(&more, fmt, ap) < 0)
+		abort();
+	va_end(ap);
+	first = TAKE_PTR((*err)->hint);
+	if (first)
+		error_hint(err, "%s; %s", first, more);
+	else
+		error_hint(err, "%s", more);
+	free(more);
+}
+
 void error_prefix(Error **err, const char *fmt, ...)
 {
 	_cleanup_free_ char *prefix = NULL, *old = NULL;

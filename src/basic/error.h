@@ -31,6 +31,9 @@ int error_set(Error **err, int code, const char *fmt, ...) _printf_(3, 4);
 /** error_hint() - add what to do about it, unless a hint is there; does nothing without an error */
 void error_hint(Error **err, const char *fmt, ...) _printf_(2, 3);
 
+/** error_hint_more() - the same, after the hint that is there */
+void error_hint_more(Error **err, const char *fmt, ...) _printf_(2, 3);
+
 /** error_prefix() - put context ("disk vda: ") before the message of an error that is set */
 void error_prefix(Error **err, const char *fmt, ...) _printf_(2, 3);
 

@@ -95,7 +95,7 @@ static void upgrade_print(const char *name, json_object *result)
 
 static json_object *upgrade_options(const Cli *cli)
 {
-	static const char *const keys[] = {"binary", "to_definition", "way", "live"};
+	static const char *const keys[] = {"binary", "to_definition", "way", "save_dir", "live"};
 	json_object *options = json_object_new_object();
 
 	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
@@ -136,7 +136,8 @@ static const OptionSpec options[] = {
 	{"binary", 0, OPTION_TEXT, "PATH", "binary", "this QEMU, not the one its definition names"},
 	{"to-definition", 0, OPTION_FILE, "FILE", "to_definition", "this definition; only host paths may differ"},
 	{"definition-text", 0, OPTION_TEXT, "TEXT", "to_definition", NULL},
-	{"way", 0, OPTION_TEXT, "auto|in-place|copy", "way", "map the guest's memory again, or copy it (auto)"},
+	{"way", 0, OPTION_TEXT, "auto|in-place|copy|save", "way", "map the guest's memory again, copy it, or stop and save it (auto)"},
+	{"save-dir", 0, OPTION_TEXT, "DIR", "save_dir", "--way=save: to a file in this directory (runtime directory)"},
 	{"no-live", 0, OPTION_NO, NULL, "live", "if its memory is copied: pause the guest for that"},
 	{"or-later", 0, OPTION_FLAG, NULL, "or_later", NULL},
 	{"check", 0, OPTION_FLAG, NULL, "check", "say what would be done and what is in the way"},

@@ -332,6 +332,7 @@ static int start_upgrade(sd_bus_message *m, Keeper *k, bool check, sd_bus_error 
 	READ_string(o, &options, binary);
 	READ_string(o, &options, to_definition);
 	READ_string(o, &options, way);
+	READ_string(o, &options, save_dir);
 	READ_bool(o, &options, live);
 	r = upgrade_start(k, &options, check ? m : NULL, &err);
 	if (r < 0 && r != -EBUSY && r != -EAGAIN && check)

@@ -38,7 +38,7 @@ static void fault_qemu(Move *m)
 /* Of an upgrade: the QEMU it began with, and the one it is to end with. */
 static void fault_old(Move *m)
 {
-	QemuProcess *old = m->up && m->up->changed_over ? m->up->other : m->k->qemu;
+	QemuProcess *old = m->up && (m->up->changed_over || m->up->filling) ? m->up->other : m->k->qemu;
 
 	if (old)
 		(void)qemu_process_kill(old);
@@ -46,7 +46,7 @@ static void fault_old(Move *m)
 
 static void fault_new(Move *m)
 {
-	QemuProcess *fresh = m->up && !m->up->changed_over ? m->up->other : m->k->qemu;
+	QemuProcess *fresh = m->up && !m->up->changed_over && !m->up->filling ? m->up->other : m->k->qemu;
 
 	if (fresh)
 		(void)qemu_process_kill(fresh);

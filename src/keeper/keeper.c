@@ -12,8 +12,8 @@
 
 #include "basic/process.h"
 #include "keeper/launch.h"
-#include "keeper/move.h"
 #include "keeper/run.h"
+#include "keeper/upgrade.h"
 #include "move/arrival.h"
 
 #define HISTORY_MAX (256 * 1024)
@@ -481,6 +481,9 @@ static int begin(Keeper *k, unsigned int flags, Error **err)
 
 	source_drop_probes(k);
 	k->start_wanted = !before && !(flags & (KEEPER_INCOMING | KEEPER_OFFLINE));
+	r = save_adopt(k, flags, err);
+	if (r != 0)
+		return r < 0 ? r : 0;
 	r = machine_adopt(k, err);
 	if (r < 0)
 		return r;

@@ -63,6 +63,7 @@ int vm_state_from_string(const char *s);
 	X("destroyed")                                                                                                 \
 	X("crashed")                                                                                                   \
 	X("failed")                                                                                                    \
+	X("saved")                                                                                                     \
 	X("committed, no answer")                                                                                      \
 	X("keeper restarted")
 /** vm_reason() - the reason of that text, NULL if it is none */
@@ -211,6 +212,10 @@ bool keeper_owner(const Keeper *k);
 int machine_start(Keeper *k, bool incoming, Error **err);
 /** machine_adopt() - take over a living QEMU after a keeper's restart. Return: 1 found, 0 none, or negative errno */
 int machine_adopt(Keeper *k, Error **err);
+/** machine_adopt_doomed() - find a living QEMU that is only to be killed: its end is an event, k->qemu NULL if there is
+ * none; machine_sweep(): kill all that are left. Return: 0 or negative errno */
+int machine_adopt_doomed(Keeper *k, Error **err);
+void machine_sweep(Keeper *k);
 /** machine_go_on_starting() - a keeper was killed between QEMU's start and the guest's: do the rest */
 void machine_go_on_starting(Keeper *k);
 /** machine_kill() - SIGKILL to QEMU; its exit is an event */

@@ -367,7 +367,10 @@ static void on_ready(void *userdata)
 		cold_start(k);
 		break;
 	case VM_INCOMING:
-		move_qemu_ready(k->move);
+		if (k->move->up)
+			save_qemu_ready(k->move);
+		else
+			move_qemu_ready(k->move);
 		break;
 	case VM_SHUTOFF:
 	case VM_RUNNING:
@@ -460,7 +463,7 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 	r = viewers_start(k, err);
 	if (r >= 0)
 		r = machine_write_definition(k, err);
-	if (r >= 0)
+	if (r >= 0 && !k->lease)
 		r = keeper_lease_open(k, !incoming, err);
 	if (r < 0)
 		return not_started(k, r);
@@ -537,6 +540,7 @@ static void sweep(Keeper *k, unsigned int generation)
 	(void)dir_remove(dir);
 }
 
+/* All but those that are in use. */
 static void sweep_generations(Keeper *k)
 {
 	_cleanup_free_ char *path = runtime_path(k->name, NULL);
@@ -547,7 +551,8 @@ static void sweep_generations(Keeper *k)
 		const char *number = startswith(entry->d_name, "qemu.");
 		uint64_t n;
 
-		if (number && text_parse_u64(number, &n) == 0 && n <= UINT_MAX && n != k->qemu->generation &&
+		if (number && text_parse_u64(number, &n) == 0 && n <= UINT_MAX &&
+		    !(k->qemu && n == k->qemu->generation) &&
 		    !(k->move->up && k->move->up->other && n == k->move->up->other->generation))
 			sweep(k, (unsigned int)n);
 	}
@@ -578,6 +583,22 @@ static int adopt_any(Keeper *k, Error **err)
 	if (dir)
 		closedir(dir);
 	return r;
+}
+
+void machine_sweep(Keeper *k)
+{
+	sweep_generations(k);
+}
+
+int machine_adopt_doomed(Keeper *k, Error **err)
+{
+	int r = adopt_any(k, err);
+
+	if (r <= 0)
+		return r;
+	sweep_generations(k);
+	r = sd_event_add_io(k->event, &k->qemu_exit, k->qemu->pidfd, EPOLLIN, on_qemu_exit, k);
+	return r < 0 ? error_set(err, r, "QEMU's end will not be seen: %s", strerror(-r)) : 0;
 }
 
 static int find(Keeper *k, Error **err)

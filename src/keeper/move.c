@@ -61,6 +61,13 @@ static const MoveDo actions[] = {
 	[MOVE_DO_KILL_NEW] = do_kill_new,
 	[MOVE_DO_CLEAR_NEW] = do_clear_new,
 	[MOVE_DO_TRY_LATER] = do_try_later,
+	[MOVE_DO_START_SAVE] = do_start_save,
+	[MOVE_DO_COMMIT_SAVE] = do_commit_save,
+	[MOVE_DO_KILL_SAVED] = do_kill_saved,
+	[MOVE_DO_START_FILL] = do_start_fill,
+	[MOVE_DO_LOAD_FILE] = do_load_file,
+	[MOVE_DO_USE_UP] = do_use_up,
+	[MOVE_DO_FALL_BACK] = do_fall_back,
 };
 static_assert(ARRAY_SIZE(actions) == _MOVE_ACTION_MAX, "a function for every action");
 
@@ -78,9 +85,9 @@ bool move_active(const Move *m)
 bool move_switching(const Move *m)
 {
 	if (m->state == MOVE_U_PERFORM)
-		return !m->up->copy || m->t.stop;
+		return m->up->way != WAY_COPY || m->t.stop;
 	return (m->state >= MOVE_S_HOLD && m->state <= MOVE_S_DONE) ||
-	       (m->state >= MOVE_U_LOAD && m->state <= MOVE_U_KILL);
+	       (m->state >= MOVE_U_LOAD && m->state <= MOVE_U_NEXT);
 }
 
 /* ---- errors and warnings ---- */
@@ -161,6 +168,10 @@ static const char *const late[_MOVE_STATE_MAX] = {
 	[MOVE_U_OPEN] = "a QEMU did not answer",
 	[MOVE_U_PERFORM] = "the state of the guest's devices did not move",
 	[MOVE_U_LOAD] = "the new QEMU did not load the guest's state",
+	[MOVE_U_TRIED] = "the new QEMU did not end",
+	[MOVE_U_SAVE] = "no progress: not a byte of memory was written to the file",
+	[MOVE_U_FILL] = "QEMU did not get ready",
+	[MOVE_U_RESTORE] = "no progress: QEMU did not read a byte of the file",
 	[MOVE_T_PREP] = "QEMU there did not get ready",
 	[MOVE_T_GATE] = "QEMU there did not load the guest's state",
 };
@@ -177,7 +188,7 @@ static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 		perform_silent(m, &err);
 	error_set(&err, -ETIMEDOUT, "%s within %.1f s", what, (double)deadline_usec(m) / (double)USEC_PER_SEC);
 	error_hint(&err, "the limits are deadlines {} in host.conf, or --deadline");
-	if (!move_committed(m->state))
+	if (!move_committed(m->state) || move_upgrading(m->state))
 		move_error(m, TAKE_PTR(err));
 	move_event(m, MOVE_EV_DEADLINE);
 	return 0;

@@ -209,6 +209,8 @@ void move_options_clear(MoveOptions *options);
 json_object *migration_capabilities(bool multifd, bool throttle);
 /** migration_capabilities_here() - the same for an upgrade; @copy: memory is copied, else both QEMUs map the same */
 json_object *migration_capabilities_here(bool copy);
+/** migration_capabilities_file() - the same for a file, from which nothing comes back */
+json_object *migration_capabilities_file(void);
 /** migration_parameters_here() - arguments of migrate-set-parameters for an upgrade */
 json_object *migration_parameters_here(Move *m, bool copy);
 /** perform_watch() - memory moves from here on: figures for people, and for the no-progress deadline */
@@ -328,6 +330,15 @@ int do_cont_new(Move *m);
 int do_kill_new(Move *m);
 int do_clear_new(Move *m);
 int do_try_later(Move *m);
+
+/* ---- save.c ---- */
+int do_start_save(Move *m);
+int do_commit_save(Move *m);
+int do_kill_saved(Move *m);
+int do_start_fill(Move *m);
+int do_load_file(Move *m);
+int do_use_up(Move *m);
+int do_fall_back(Move *m);
 
 /* ---- admit.c ---- */
 /**

@@ -53,12 +53,12 @@ static void setup_command(Move *m, const char *command, json_object *arguments)
 }
 
 /* Every capability we care about, so that nothing of an earlier attempt is left. */
-enum { ALWAYS = 1, MULTIFD = 2, THROTTLE = 4, TO_A_HOST = 8, IN_PLACE = 16 };
+enum { ALWAYS = 1, MULTIFD = 2, THROTTLE = 4, TO_A_HOST = 8, IN_PLACE = 16, TO_A_QEMU = 32 };
 static const struct {
 	const char *name;
 	unsigned int when;
 } capabilities[] = {
-	{"return-path", ALWAYS},	 {"pause-before-switchover", TO_A_HOST}, {"events", ALWAYS},
+	{"return-path", TO_A_QEMU},	 {"pause-before-switchover", TO_A_HOST}, {"events", ALWAYS},
 	{"late-block-activate", ALWAYS}, {"multifd", MULTIFD},			 {"auto-converge", THROTTLE},
 	{"x-ignore-shared", IN_PLACE},
 };
@@ -76,13 +76,18 @@ static json_object *capabilities_for(unsigned int wanted)
 
 json_object *migration_capabilities(bool multifd, bool throttle)
 {
-	return capabilities_for(ALWAYS | TO_A_HOST | (multifd ? (unsigned int)MULTIFD : 0) |
+	return capabilities_for(ALWAYS | TO_A_QEMU | TO_A_HOST | (multifd ? (unsigned int)MULTIFD : 0) |
 				(throttle ? (unsigned int)THROTTLE : 0));
 }
 
 json_object *migration_capabilities_here(bool copy)
 {
-	return capabilities_for(ALWAYS | (unsigned int)(copy ? THROTTLE : IN_PLACE));
+	return capabilities_for(ALWAYS | TO_A_QEMU | (unsigned int)(copy ? THROTTLE : IN_PLACE));
+}
+
+json_object *migration_capabilities_file(void)
+{
+	return capabilities_for(ALWAYS);
 }
 
 static uint64_t downtime_limit(const Move *m)
@@ -342,7 +347,7 @@ static void stop_watchdog(Move *m)
 /* Memory moves while the guest runs, to another host or to another QEMU here. */
 static bool copying(const Move *m)
 {
-	return m->state == MOVE_S_PERFORM || m->state == MOVE_U_PERFORM;
+	return m->state == MOVE_S_PERFORM || m->state == MOVE_U_PERFORM || m->state == MOVE_U_SAVE;
 }
 
 static void check_converging(Move *m, uint64_t syncs)

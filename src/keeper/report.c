@@ -197,25 +197,36 @@ static json_object *upgrade_steps(const Move *m)
 			  "d", ms(between(up->killed, up->reaped)), NULL);
 }
 
-static const char *way(const Upgrade *up)
+/* The trial of the new one is over before the guest stops. */
+static json_object *save_steps(const Move *m)
 {
-	return up->copy ? "copy" : "in place";
+	const Upgrade *up = m->up;
+	const MoveTimes *t = &m->t;
+
+	return json_build("try", "d", ms(between(t->begun, up->reaped)), "save", "d",
+			  ms(between(t->stop, t->postmigrate)), "record", "d", ms(between(t->postmigrate, t->committed)),
+			  "kill", "d", ms(between(t->committed, up->killed)), "start", "d",
+			  ms(between(up->killed, up->filled)), "load", "d", ms(between(up->filled, t->loaded)), "cont",
+			  "d", ms(between(t->cont_sent, t->resumed)), NULL);
 }
 
 static const char *upgrade_guest(const Move *m)
 {
 	const Keeper *k = m->k;
 
+	if (m->up->saved && m->up->saved->kind == SAVED_WHOLE && !k->qemu)
+		return "saved to a file";
+
 	if (!k->qemu || k->state == VM_SHUTOFF)
 		return "shut off";
-	return m->was_running && (!m->up->changed_over || m->up->resumed) ? "running here" : "paused";
+	return m->was_running && (!(m->up->changed_over || m->up->restored) || m->up->resumed) ? "running here" : "paused";
 }
 
 json_object *report_upgrade(Move *m)
 {
 	const Upgrade *up = m->up;
 	bool completed = m->status && streq(m->status, "completed");
-	json_object *o = json_build("vm", "s", m->k->name, "id", "s", m->id, "kind", "s", "upgrade", "way", "s", way(up), "status",
+	json_object *o = json_build("vm", "s", m->k->name, "id", "s", m->id, "kind", "s", "upgrade", "way", "s", upgrade_way_to_string(up->way), "status",
 				    "s", m->status ? m->status : "running", "host", "s", m->k->conf->host_name, "from", "o",
 				    side_json(up->from_binary, up->from_version), "to", "o",
 				    side_json(up->to_binary, up->to_version), "phases", "o", phases_json(m), "total_ms",
@@ -224,8 +235,13 @@ json_object *report_upgrade(Move *m)
 	if (completed && m->was_running && m->t.stop && m->t.resumed)
 		json_extend(o, "pause_ms", "d", ms(between(m->t.stop, m->t.resumed)), NULL);
 	if (completed)
-		json_extend(o, "steps", "o", upgrade_steps(m), NULL);
-	if (up->copy && m->ram_transferred)
+		json_extend(o, "steps", "o", up->way == WAY_SAVE ? save_steps(m) : upgrade_steps(m), NULL);
+	if (up->way == WAY_SAVE)
+		json_extend(o, "file", "o",
+			    json_build("path", "s", up->saved->file, "size", "u", up->saved->size, "kept", "b",
+				       (int)(up->saved->kind == SAVED_WHOLE), NULL),
+			    NULL);
+	if (up->way != WAY_IN_PLACE && m->ram_transferred)
 		json_extend(o, "ram", "o", ram_json(m), NULL);
 	json_extend(o, "error", "o", error_json(m), "warnings", "o", strings(m->warnings), "guest", "s", upgrade_guest(m),
 		    NULL);
@@ -243,7 +259,7 @@ json_object *report_upgrade_check(Move *m)
 	for (size_t i = 0; m->warnings && m->warnings[i]; i++)
 		add_finding(findings, "warning", m->warnings[i], NULL);
 	return json_build("vm", "s", m->k->name, "ok", "b", (int)ok, "findings", "o", findings, "way", "s",
-			  !ok ? "none" : way(up), "from", "o", side_json(up->from_binary, up->from_version), "to", "o",
+			  !ok ? "none" : upgrade_way_to_string(up->way), "from", "o", side_json(up->from_binary, up->from_version), "to", "o",
 			  side_json(up->to_binary, up->to_version), "memory_needed", "u", up->memory_needed, NULL);
 }
 

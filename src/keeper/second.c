@@ -85,6 +85,9 @@ Upgrade *upgrade_free(Upgrade *up)
 	fd_close(up->viewers_fd);
 	fd_close(up->stream[0]);
 	fd_close(up->stream[1]);
+	fd_close(up->save_fd);
+	up->load_watch = sd_event_source_disable_unref(up->load_watch);
+	saved_free(up->saved);
 	free(up->binary);
 	free(up->to_definition);
 	free(up->from_binary);
@@ -181,12 +184,21 @@ static int write_definition(Upgrade *up, Error **err)
 	return r < 0 ? error_set(err, r, "cannot write %s: %s", path, strerror(-r)) : 0;
 }
 
-static int guest_memory(Upgrade *up, Error **err)
+/* One that is only tried gets memory that it does not touch, so never of pages that have to be set aside. */
+static void memory_for_a_try(VmDefinition *def)
+{
+	if (def->memory_backing == MEMORY_HUGE)
+		def->memory_backing = MEMORY_SHARED;
+}
+
+static int guest_memory(Upgrade *up, const VmDefinition *def, Error **err)
 {
 	int fd;
 
-	if (up->copy)
-		return qemu_memfd_new(up->def, err);
+	if (def->memory_backing == MEMORY_PRIVATE)
+		return -1;
+	if (up->way != WAY_IN_PLACE)
+		return qemu_memfd_new(def, err);
 	fd = qemu_process_memfd(up->m->k->qemu);
 	return fd < 0 ? error_set(err, fd, "the guest's memory cannot be had from its QEMU: %s", strerror(-fd)) : fd;
 }
@@ -197,17 +209,20 @@ int second_start(Upgrade *up, Error **err)
 	_cleanup_fd_ int memfd = -1;
 	_cleanup_free_ char *dir = machine_generation_dir(k, up->fresh);
 	QemuProcess *process = NULL;
+	VmDefinition def = *up->def;
 	int r;
 
-	memfd = guest_memory(up, err);
-	if (memfd < 0)
+	if (up->way == WAY_SAVE)
+		memory_for_a_try(&def);
+	memfd = guest_memory(up, &def, err);
+	if (memfd < 0 && def.memory_backing != MEMORY_PRIVATE)
 		return memfd;
 	r = viewers_listen(k, up->def, &up->viewers_fd, err);
 	if (r >= 0)
 		r = write_definition(up, err);
 	if (r < 0)
 		return r;
-	r = qemu_process_start(&(QemuStart){.definition = up->def,
+	r = qemu_process_start(&(QemuStart){.definition = &def,
 					    .user = k->conf->qemu_user,
 					    .dir = dir,
 					    .generation = up->fresh,

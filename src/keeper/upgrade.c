@@ -21,6 +21,7 @@ void upgrade_options_clear(UpgradeOptions *o)
 	free(o->binary);
 	free(o->to_definition);
 	free(o->way);
+	free(o->save_dir);
 	*o = (UpgradeOptions){};
 }
 
@@ -140,30 +141,65 @@ static int take_binary(Keeper *k, const UpgradeOptions *o, VmDefinition *def, Er
 	return 0;
 }
 
-/*
- * Memory that both QEMUs can map stays where it is. What only the old one has, or what is to be of another kind, has to
- * be copied, once: after that it is never private.
- */
-static int take_way(Keeper *k, const UpgradeOptions *o, VmDefinition *def, bool *ret_copy, Error **err)
-{
-	bool must, asked = streq_null(o->way, "copy");
-	_cleanup_fd_ int fd = -1;
+static const struct {
+	const char *option, *text;
+} ways[] = {
+#define X(id, option_, text_) [WAY_##id] = {option_, text_},
+	UPGRADE_WAYS(X)
+#undef X
+};
+static_assert(ARRAY_SIZE(ways) == _WAY_MAX, "a name for every way");
 
-	if (o->way && !asked && !streq(o->way, "auto") && !streq(o->way, "in-place")) {
+const char *upgrade_way_to_string(UpgradeWay way)
+{
+	return ways[way].text;
+}
+
+/* Return: what was asked for, _WAY_MAX for "auto"; or -EINVAL with @err set. */
+static int parse_way(const UpgradeOptions *o, Error **err)
+{
+	int way = _WAY_MAX;
+
+	if (o->way && !streq(o->way, "auto"))
+		for (way = 0; way < _WAY_MAX && !streq(o->way, ways[way].option);)
+			way++;
+	if (way == _WAY_MAX && o->way && !streq(o->way, "auto")) {
 		error_set(err, -EINVAL, "'%s' is no way to upgrade", o->way);
-		error_hint(err, "ways are auto, in-place and copy");
+		error_hint(err, "ways are auto, in-place, copy and save");
 		return -EINVAL;
 	}
+	if (o->save_dir && way != WAY_SAVE)
+		return error_set(err, -EINVAL, "a directory to save to is for --way=save");
+	if (o->save_dir && o->save_dir[0] != '/')
+		return error_set(err, -EINVAL, "%s: the directory to save to has to be an absolute path", o->save_dir);
+	return way;
+}
+
+/*
+ * Memory that both QEMUs can map stays where it is. What only the old one has, or what is to be of another kind, has to
+ * be copied, once: after that it is never private. Through a file any kind goes into any other.
+ */
+static int take_way(Keeper *k, const UpgradeOptions *o, VmDefinition *def, UpgradeWay *ret, Error **err)
+{
+	_cleanup_fd_ int fd = -1;
+	int asked = parse_way(o, err);
+	bool must;
+
+	if (asked < 0)
+		return asked;
+	*ret = WAY_SAVE;
+	if (asked == WAY_SAVE)
+		return 0;
 	if (def->memory_backing == MEMORY_PRIVATE)
 		def->memory_backing = MEMORY_SHARED;
 	must = def->memory_backing != k->def->memory_backing;
-	*ret_copy = must || asked;
-	if (!*ret_copy) {
+	*ret = must || asked == WAY_COPY ? WAY_COPY : WAY_IN_PLACE;
+	if (*ret == WAY_IN_PLACE) {
 		fd = qemu_process_memfd(k->qemu);
 		return fd < 0 ? error_set(err, fd, "the guest's memory cannot be had from its QEMU: %s", strerror(-fd))
 			      : 0;
 	}
-	if (!streq_null(o->way, "in-place"))
+	if (asked != WAY_IN_PLACE)
 		return 0;
 	error_set(err, -ENOTSUP,
 		  "its memory is memory-backing = \"%s\", which the new QEMU cannot map as \"%s\": it would have to be "
@@ -173,38 +209,55 @@ static int take_way(Keeper *k, const UpgradeOptions *o, VmDefinition *def, bool 
 	return -ENOTSUP;
 }
 
-/* In place the guest's memory is there already: only what a second QEMU takes for itself is needed. */
-static int check_host(Keeper *k, const VmDefinition *def, bool copy, Room **ret, Error **err)
+/*
+ * In place the guest's memory is there already: only what a second QEMU takes for itself is needed. Saved, the old one's is
+ * free again before the new one takes its own, but huge pages and others do not become each other.
+ */
+static bool memory_is_there(Keeper *k, const VmDefinition *def, UpgradeWay way)
+{
+	bool huge = def->memory_backing == MEMORY_HUGE;
+
+	return way == WAY_IN_PLACE || (way == WAY_SAVE && huge == (k->def->memory_backing == MEMORY_HUGE));
+}
+
+static int check_host(Keeper *k, const VmDefinition *def, UpgradeWay way, const char *save_dir, Room **ret, Error **err)
 {
 	VmDefinition need = *def;
 	_cleanup_(room_freep)
 	Room *room = NULL;
+	uint64_t file = 0; /* bytes of memory that it takes */
 	int r = room_open(&room, err);
 
 	if (r < 0)
 		return r;
 
-	if (!copy) {
+	if (memory_is_there(k, def, way)) {
 		need.memory = MEMORY_OF_A_QEMU;
 		need.memory_backing = MEMORY_SHARED;
 	} else if (need.memory_backing != MEMORY_HUGE) {
 		need.memory += MEMORY_OF_A_QEMU;
 	}
 	r = host_check_resources(k->conf, &need, err);
-	if (r == -ENOMEM && copy)
+	if (r == -ENOMEM && way == WAY_COPY) {
 		error_prefix(err, "the guest's memory has to be copied, and then it is there twice: ");
+		error_hint_more(err, "or let the guest stand still while it goes through a file, which may be on a "
+				     "disk: --way=save --save-dir=DIR");
+	}
+	if (r >= 0 && way == WAY_SAVE)
+		r = save_check(k->conf, def, save_dir, &file, err);
 	if (r >= 0)
-		r = room_promise(room, need.memory_backing == MEMORY_HUGE ? 0 : need.memory, err);
+		r = room_promise(room, file + (need.memory_backing == MEMORY_HUGE ? 0 : need.memory), err);
 	if (r >= 0)
 		*ret = TAKE_PTR(room);
 	return r;
 }
 
-static int prepare(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, bool *ret_copy, Room **ret_room, Error **err)
+static int prepare(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, UpgradeWay *ret_way, Room **ret_room,
+		   Error **err)
 {
 	_cleanup_(vm_definition_freep)
 	VmDefinition *def = NULL;
-	bool copy = false;
+	UpgradeWay way = WAY_IN_PLACE;
 	int r = check_blockers(k, err);
 
 	if (r >= 0)
@@ -212,17 +265,17 @@ static int prepare(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, bool 
 	if (r >= 0)
 		r = take_binary(k, o, def, err);
 	if (r >= 0)
-		r = take_way(k, o, def, &copy, err);
+		r = take_way(k, o, def, &way, err);
 	if (r >= 0)
-		r = check_host(k, def, copy, ret_room, err);
+		r = check_host(k, def, way, o->save_dir, ret_room, err);
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(def);
-	*ret_copy = copy;
+	*ret_way = way;
 	return 0;
 }
 
-static Upgrade *upgrade_new(Move *m, VmDefinition *def, bool copy)
+static Upgrade *upgrade_new(Move *m, VmDefinition *def, UpgradeWay way)
 {
 	Keeper *k = m->k;
 	Upgrade *up = xcalloc(1, sizeof(*up));
@@ -231,14 +284,17 @@ static Upgrade *upgrade_new(Move *m, VmDefinition *def, bool copy)
 			.old = k->qemu->generation,
 			.fresh = machine_next_generation(k),
 			.def = def,
-			.copy = copy,
+			.way = way,
+			.save_fd = -1,
 			.serial_fd = -1,
 			.viewers_fd = -1,
 			.stream = {-1, -1},
 			.from_binary = xstrdup(k->def->binary),
 			.to_binary = xstrdup(def->binary),
 			.from_version = k->qemu_version ? xstrdup(k->qemu_version) : NULL,
-			.memory_needed = MEMORY_OF_A_QEMU + (copy ? def->memory : 0)};
+			.memory_needed = MEMORY_OF_A_QEMU + (way == WAY_COPY	? def->memory
+							     : way == WAY_SAVE ? saved_size_max(def)
+									       : 0)};
 	return up;
 }
 
@@ -248,7 +304,7 @@ static void warn_of_memory(Move *m, const VmDefinition *def)
 
 	if (advice)
 		move_warn(m, "%s", advice);
-	if (m->k->def->memory_backing == MEMORY_PRIVATE)
+	if (m->k->def->memory_backing == MEMORY_PRIVATE && m->up->way == WAY_COPY)
 		move_warn(
 			m,
 			"its memory is its QEMU's own and has to be copied; from then on it is shared, until the VM's "
@@ -261,8 +317,8 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 	_cleanup_free_ char *id = text_random_id();
 	VmDefinition *def = NULL;
 	Room *room = NULL;
-	bool copy;
-	int r = prepare(k, options, &def, &copy, &room, err);
+	UpgradeWay way;
+	int r = prepare(k, options, &def, &way, &room, err);
 
 	if (r < 0)
 		return r;
@@ -270,13 +326,15 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 	move_reset(m);
 	m->state = MOVE_S_IDLE;
 	memcpy(m->id, id, sizeof(m->id));
-	m->up = upgrade_new(m, def, copy);
+	m->up = upgrade_new(m, def, way);
 	m->up->room = room;
+	if (way == WAY_SAVE)
+		m->up->saved = saved_new(k->name, m->id, options->save_dir);
 	m->up->binary = TAKE_PTR(options->binary);
 	m->up->to_definition = TAKE_PTR(options->to_definition);
 	m->opt.check_only = options->check_only;
-	m->opt.live = options->live || !copy;
-	if (copy)
+	m->opt.live = way == WAY_IN_PLACE || (way == WAY_COPY && options->live);
+	if (way == WAY_COPY)
 		m->opt.throttle = COPY_THROTTLE;
 	m->check_message = sd_bus_message_ref(check);
 	m->t.begun = m->t.phase_begun = now_usec();
@@ -316,12 +374,16 @@ int do_note_upgrade(Move *m)
 	_cleanup_free_ char *path = runtime_path(m->k->name, "move");
 	_cleanup_json_ json_object *o =
 		json_build("id", "s", m->id, "target", "b", 0, "upgrade", "b", 1, "old", "u", (uint64_t)m->up->old,
-			   "fresh", "u", (uint64_t)m->up->fresh, "copy", "b", (int)m->up->copy, "live", "b",
+			   "fresh", "u", (uint64_t)m->up->fresh, "way", "s", ways[m->up->way].option, "live", "b",
 			   (int)m->opt.live, "running", "b", (int)m->was_running, NULL);
 	const char *text = json_text(o);
 	int r = record(m, m->up->old);
 	Error *err = NULL;
 
+	if (r >= 0 && m->up->saved) {
+		r = save_note(m->up, &err);
+		move_error(m, TAKE_PTR(err));
+	}
 	if (r < 0)
 		return r;
 	r = file_write(path, text, strlen(text), 0600, false);
@@ -345,7 +407,9 @@ int do_start_new(Move *m)
 static void set_up_done(Move *m)
 {
 	m->up->opened = now_usec();
-	move_event(m, m->opt.check_only ? MOVE_EV_CANCEL : MOVE_EV_DATA_READY); /* a check has seen enough */
+	move_event(m, m->opt.check_only		? MOVE_EV_CANCEL /* a check has seen enough */
+		      : m->up->way == WAY_SAVE ? MOVE_EV_TRIED
+					       : MOVE_EV_DATA_READY);
 }
 
 static bool set_up_answer(Move *m, const char *error)
@@ -409,6 +473,11 @@ static void give_stream(Move *m, Qmp *qmp, int fd)
 	qmp_command_fd(qmp, "getfd", json_build("fdname", "s", STREAM_FD_NAME, NULL), fd, on_set_up, m);
 }
 
+json_object *upgrade_capabilities(const Upgrade *up)
+{
+	return up->way == WAY_SAVE ? migration_capabilities_file() : migration_capabilities_here(up->way == WAY_COPY);
+}
+
 int do_set_up_both(Move *m)
 {
 	Upgrade *up = m->up;
@@ -416,15 +485,17 @@ int do_set_up_both(Move *m)
 
 	if (!both[0] || !both[1])
 		return -ENOTCONN; /* one of them is going: its exit is the error */
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, up->stream) < 0)
+	if (up->way != WAY_SAVE && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, up->stream) < 0)
 		return -errno;
 	up->pending = 1; /* held until all is on its way */
-	ask(m, both[1], "query-memdev", NULL, on_memdev);
+	if (up->way != WAY_SAVE)
+		ask(m, both[1], "query-memdev", NULL, on_memdev);
 	ask(m, both[0], "query-migrate", NULL, on_blocked);
 	for (size_t i = 0; i < ARRAY_SIZE(both); i++) {
-		ask(m, both[i], "migrate-set-capabilities", migration_capabilities_here(up->copy), on_set_up);
-		ask(m, both[i], "migrate-set-parameters", migration_parameters_here(m, up->copy), on_set_up);
-		give_stream(m, both[i], TAKE_FD(up->stream[i]));
+		ask(m, both[i], "migrate-set-capabilities", upgrade_capabilities(up), on_set_up);
+		ask(m, both[i], "migrate-set-parameters", migration_parameters_here(m, up->way == WAY_COPY), on_set_up);
+		if (up->way != WAY_SAVE)
+			give_stream(m, both[i], TAKE_FD(up->stream[i]));
 	}
 	up->pending--;
 	return 0;
@@ -434,7 +505,7 @@ int do_set_up_both(Move *m)
 
 void upgrade_progress(Move *m)
 {
-	_cleanup_fd_ int fd = m->up->copy && m->up->other ? qemu_process_memfd(m->up->other) : -1;
+	_cleanup_fd_ int fd = m->up->way == WAY_COPY && m->up->other ? qemu_process_memfd(m->up->other) : -1;
 	uint64_t used;
 	struct stat st;
 
@@ -472,7 +543,7 @@ int do_start_upgrade(Move *m)
 	qmp_command(m->k->qmp, "migrate", json_build("uri", "s", "fd:" STREAM_FD_NAME, NULL), on_migrate, m);
 	if (!m->was_running)
 		m->t.stop = now_usec();
-	if (m->up->copy)
+	if (m->up->way == WAY_COPY)
 		perform_watch(m);
 	return 0;
 }
@@ -493,7 +564,7 @@ static void on_failure(json_object *ret, const char *error, void *userdata)
 	const char *why = NULL;
 	Error *err = NULL;
 
-	if (m->state != MOVE_U_PERFORM && m->state != MOVE_U_LOAD)
+	if (m->state != MOVE_U_PERFORM && m->state != MOVE_U_LOAD && m->state != MOVE_U_SAVE)
 		return;
 	if (!error)
 		(void)json_get_string(ret, "error-desc", &why);
@@ -516,9 +587,11 @@ static void on_migration(Move *m, const char *status, uint64_t at)
 	log_debug("QEMU: migration %s", status);
 	if (m->state == MOVE_S_CANCEL) {
 		perform_migration_event(m, status);
+	} else if (m->up->filling) {
+		save_migration_event(m, status, at);
 	} else if (streq(status, "completed")) {
 		m->t.postmigrate = at;
-		if (m->up->copy)
+		if (m->up->way != WAY_IN_PLACE)
 			machine_qmp(m->k, "query-migrate", NULL, on_copied, m);
 		move_fact(m, MOVE_FACT_POST, true);
 		move_event(m, MOVE_EV_POSTMIGRATE);
@@ -531,7 +604,9 @@ void upgrade_qemu_event(Move *m, const char *name, json_object *data, uint64_t a
 {
 	const char *status;
 
-	if (streq(name, "STOP") && m->state == MOVE_U_PERFORM) {
+	if (streq(name, "STOP") && (m->state == MOVE_U_SAVE || m->state == MOVE_U_SAVED)) {
+		m->t.stop = at;
+	} else if (streq(name, "STOP") && m->state == MOVE_U_PERFORM) {
 		m->t.stop = at;
 		move_progress_made(m); /* another deadline, from here on */
 		attach_taps(m);

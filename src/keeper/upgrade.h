@@ -2,6 +2,7 @@
 #pragma once
 
 #include "keeper/move.h"
+#include "keeper/saved.h"
 
 /*
  * A newer (or older) QEMU under a running guest: a second QEMU process maps the same memory, the device state moves
@@ -13,7 +14,18 @@
  * The state file's "generation" is the record that decides: it names the QEMU that has the guest, and is never cleared.
  * RUNTIME_DIR/NAME/move says that an upgrade is under way, between which generations; definition.next is the definition
  * that goes with the new one.
+ *
+ * Saved to a file (--way=save) the guest is in no QEMU for a while: saved.h.
  */
+/* X(identifier, --way=, what the result says) */
+#define UPGRADE_WAYS(X)                    \
+	X(IN_PLACE, "in-place", "in place") \
+	X(COPY, "copy", "copy")            \
+	X(SAVE, "save", "save")
+#define X(id, option, text) WAY_##id,
+typedef enum UpgradeWay { UPGRADE_WAYS(X) _WAY_MAX } UpgradeWay;
+#undef X
+
 typedef struct Upgrade {
 	Move *m;
 	char *binary, *to_definition; /* as asked for; NULL: not */
@@ -26,16 +38,28 @@ typedef struct Upgrade {
 	int viewers_fd; /* where clients of its graphics are to connect; -1: where they do */
 	int stream[2];
 	unsigned int pending; /* set-up commands not yet answered */
-	bool copy; /* memory is copied, not mapped again */
+	UpgradeWay way;
 	bool other_killed, taps_attached, resumed, changed_over;
 	char *from_binary, *to_binary, *from_version, *to_version;
 	uint64_t memory_needed; /* bytes, beyond what the guest has */
 	struct Room *room;	/* and these are promised to it */
 	uint64_t spawned, ready, opened, killed, reaped; /* CLOCK_MONOTONIC, microseconds */
+	/* --way=save, save.c */
+	Saved *saved;
+	int save_fd;
+	sd_event_source *load_watch;
+	uint64_t filled; /* CLOCK_MONOTONIC, microseconds: the QEMU for the file was there */
+	bool filling, fell_back, restored; /* one was started; the old version; it has the guest */
 } Upgrade;
 
+/** upgrade_way_to_string() - as the result says it */
+const char *upgrade_way_to_string(UpgradeWay way);
+/** upgrade_capabilities() - arguments of migrate-set-capabilities, for both QEMUs */
+json_object *upgrade_capabilities(const Upgrade *up);
+
 typedef struct UpgradeOptions {
-	char *binary, *to_definition, *way; /* way: "auto", "in-place" or "copy"; NULL: auto */
+	char *binary, *to_definition, *way; /* way: "auto" or one of UPGRADE_WAYS; NULL: auto */
+	char *save_dir;			    /* --way=save: an absolute path; NULL: in the runtime directory */
 	bool check_only, live;
 } UpgradeOptions;
 
@@ -60,6 +84,31 @@ void upgrade_qemu_event(Move *m, const char *name, json_object *data, uint64_t a
 
 /** upgrade_free() - forget an upgrade; a QEMU of it that was killed is waited for */
 Upgrade *upgrade_free(Upgrade *up);
+
+/* ---- save.c: the guest's state in a file ---- */
+
+/**
+ * save_check() - whether there is room for the state of @def's guest
+ * @ret_memory: bytes of memory that its file may take, 0 on a disk
+ *
+ * Return: 0 or negative errno with @err set.
+ */
+int save_check(const HostConf *conf, const VmDefinition *def, const char *dir, uint64_t *ret_memory, Error **err);
+/** save_note() - before the note of the upgrade: an empty file, and a record of it */
+int save_note(Upgrade *up, Error **err);
+/** save_end() - the file is removed, unless it has the guest: then @m's error says so */
+void save_end(Move *m);
+/** save_qemu_ready() - the QEMU that is to load the file answers */
+void save_qemu_ready(Move *m);
+/** save_qemu_event() - of the QEMU that is to load the file: MIGRATION with @status */
+void save_migration_event(Move *m, const char *status, uint64_t at);
+/**
+ * save_adopt() - a keeper came (back): does a file have the guest?
+ * @flags: of keeper_run()
+ *
+ * Return: 1 if so: it is being loaded; 0 if not; or negative errno with @err set.
+ */
+int save_adopt(Keeper *k, unsigned int flags, Error **err);
 
 /* ---- second.c: the other QEMU process ---- */
 

@@ -18,7 +18,7 @@ static void tidy_up(Move *m)
 
 	if (m->up->changed_over && m->k->qemu)
 		machine_link_agent(m->k);
-	if (m->up->changed_over)
+	if (m->up->changed_over && !m->up->restored)
 		(void)rename(next, now);
 	else
 		(void)unlink(next);
@@ -29,13 +29,13 @@ static void tell_state(Move *m)
 {
 	Keeper *k = m->k;
 
-	if (!k->qemu || k->state == VM_SHUTOFF || !m->up->changed_over)
+	if (!k->qemu || k->state == VM_SHUTOFF || !(m->up->changed_over || m->up->restored))
 		return;
 	if (m->was_running && m->up->resumed) {
-		keeper_set_state(k, VM_RUNNING, "upgraded");
+		keeper_set_state(k, VM_RUNNING, m->up->changed_over ? "upgraded" : "upgrade failed");
 		machine_learn_suspended(k);
-	} else if (m->was_running) {
-		keeper_set_state(k, VM_PAUSED, "upgraded");
+	} else if (m->was_running || m->up->restored) {
+		keeper_set_state(k, VM_PAUSED, m->was_running ? "upgraded" : m->was_reason);
 	}
 }
 
@@ -62,6 +62,7 @@ int upgrade_end(Move *m)
 	tidy_up(m); /* before the note goes: a keeper that finds none takes the definition that is there */
 	room_free(TAKE_PTR(m->up->room));
 	move_let_go(m);
+	save_end(m); /* and a file after that: a keeper that finds no note knows that it is of no use */
 	tell_state(m);
 	if (m->opt.check_only) {
 		move_answer_check(m, report_upgrade_check(m));
@@ -74,6 +75,8 @@ int upgrade_end(Move *m)
 		control_emit_text(k, "Finished", json_text(result));
 	}
 	wait_done(k, WAIT_CANCEL);
+	if (k->ready_fd >= 0) /* the VM was started, and a file had its guest */
+		keeper_say_ready(k, k->qemu ? NULL : m->error);
 	if (k->qemu && k->state == VM_SHUTOFF)
 		machine_kill(k); /* the guest was shut down meanwhile */
 	if (!k->qemu)
@@ -87,7 +90,8 @@ static bool load_note(Move *m, Upgrade *up)
 {
 	_cleanup_free_ char *path = runtime_path(m->k->name, "move"), *text = NULL;
 	_cleanup_json_ json_object *o = NULL;
-	bool upgrade = false;
+	bool upgrade = false, copy = false;
+	const char *way = "";
 	uint64_t old, fresh;
 	size_t len;
 
@@ -96,7 +100,9 @@ static bool load_note(Move *m, Upgrade *up)
 	if (!json_get_bool(o, "upgrade", &upgrade) || !upgrade || !json_get_u64(o, "old", &old) ||
 	    !json_get_u64(o, "fresh", &fresh) || old == fresh)
 		return false;
-	(void)json_get_bool(o, "copy", &up->copy);
+	(void)json_get_bool(o, "copy", &copy); /* a keeper of before this one's version */
+	(void)json_get_string(o, "way", &way);
+	up->way = streq(way, "save") ? WAY_SAVE : copy || streq(way, "copy") ? WAY_COPY : WAY_IN_PLACE;
 	up->old = (unsigned int)old;
 	up->fresh = (unsigned int)fresh;
 	return true;
@@ -111,6 +117,21 @@ static int adopt_both(Keeper *k, Upgrade *up, QemuProcess **old, QemuProcess **f
 	return r;
 }
 
+/* Through a file: the one who wrote it has the guest, or, once it is used up, the one that the state file names. */
+static int adopt_saved(Keeper *k, Upgrade *up, Error **err)
+{
+	int r = saved_read(k->name, &up->saved, err);
+
+	if (r < 0 && r != -ENOENT)
+		return r;
+	if (!up->saved || up->saved->kind != SAVED_USED)
+		return 0;
+	up->restored = true;
+	up->fell_back = up->saved->fell_back;
+	up->changed_over = !up->fell_back;
+	return 1;
+}
+
 int upgrade_adopt(Keeper *k, Error **err)
 {
 	Move *m = k->move;
@@ -122,7 +143,7 @@ int upgrade_adopt(Keeper *k, Error **err)
 	int r;
 
 	m->up = upgrade_free(m->up);
-	*up = (Upgrade){.m = m, .serial_fd = -1, .viewers_fd = -1, .stream = {-1, -1}};
+	*up = (Upgrade){.m = m, .save_fd = -1, .serial_fd = -1, .viewers_fd = -1, .stream = {-1, -1}};
 	if (!load_note(m, up)) {
 		upgrade_free(up);
 		return 0;
@@ -130,6 +151,11 @@ int upgrade_adopt(Keeper *k, Error **err)
 	m->up = up;
 	up->from_binary = xstrdup("");
 	up->to_binary = xstrdup("");
+	if (up->way == WAY_SAVE) {
+		r = adopt_saved(k, up, err);
+		if (r != 0)
+			return r < 0 ? r : machine_adopt_generation(k, k->generation, &k->qemu, err);
+	}
 	r = adopt_both(k, up, &old, &fresh, err);
 	if (r < 0)
 		return r;
@@ -164,7 +190,7 @@ void upgrade_recover(Move *m, const char *run_state)
 {
 	Keeper *k = m->k;
 	Upgrade *up = m->up;
-	bool committed = k->generation == up->fresh;
+	bool committed = up->restored || (up->way != WAY_SAVE && k->generation == up->fresh);
 	Error *err = NULL;
 
 	move_fact(m, MOVE_FACT_OTHER, up->other && !up->other_killed);
@@ -181,12 +207,12 @@ void upgrade_recover(Move *m, const char *run_state)
 		keeper_keep_state(k, VM_RUNNING, "unpaused");
 	else
 		keeper_keep_state(k, VM_PAUSED, "stopped by QEMU");
-	if (!committed && !err)
+	if ((!committed || up->fell_back) && !err)
 		error_set(&err, -EINTR, "the keeper was restarted during the upgrade");
 	move_error(m, err);
 	move_begin_at(m,
 		      !committed	 ? MOVE_U_BACK
-		      : up->changed_over ? MOVE_U_RESUME
+		      : up->changed_over || up->restored ? MOVE_U_RESUME
 					 : MOVE_U_KILL,
 		      "an upgrade was under way when the keeper was killed");
 	move_event(m, MOVE_EV_RESTART);

@@ -41,8 +41,18 @@
 	X(U_OPEN, "upgrade-open", PREPARE, "both QEMUs are set up: the same memory, a socket pair; guest runs")        \
 	X(U_PERFORM, "upgrade-perform", NO_PROGRESS, "memory that is not shared is copied; guest stops, its devices' state moves") \
 	X(U_LOAD, "upgrade-load", SWITCHOVER, "the old one has sent everything; the new one loads it, paused")         \
+	X(U_TRIED, "upgrade-tried", PREPARE, "save: the new QEMU has shown that it starts, and goes again; guest runs")    \
+	X(U_SAVE, "upgrade-save", NO_PROGRESS, "save: the guest is stopped, the old QEMU writes all of it to a file")      \
 	X(U_CHECK, "upgrade-check", NONE, "loaded; the record still names the old one: the last moment to go back")    \
+	X(U_SAVED, "upgrade-saved", NONE, "save: the file is complete; not committed yet: the last moment to go back")     \
 	X(U_KILL, "upgrade-kill", NONE, "the record names the new one; back only if that dies before the old one is killed") \
+	X(U_QUIT, "upgrade-quit", NONE, "save: the record says that the file has the guest: point of no return; the QEMU that is there goes") \
+	X(U_EMPTY, "upgrade-empty", NONE, "save: no QEMU is there, the file has the guest")                                \
+	X(U_FILL, "upgrade-fill", PREPARE, "save: a QEMU starts with -incoming defer")                                     \
+	X(U_RESTORE, "upgrade-restore", NO_PROGRESS, "save: it loads the file")                                            \
+	X(U_RESTORED, "upgrade-restored", NONE, "save: loaded, paused; the record still says that the file has the guest") \
+	X(U_DRAIN, "upgrade-drain", NONE, "save: that QEMU did not load the file, and goes")                               \
+	X(U_NEXT, "upgrade-next", NONE, "save: it is gone; after the new version comes the old one, after that the end: the file is kept") \
 	X(U_RESUME, "upgrade-resume", NONE, "the old one is killed: point of no return; the guest is the new one's")   \
 	X(U_RESUMING, "upgrade-resuming", NONE, "cont is sent to the new one, its answer is awaited")                  \
 	X(U_RETRY, "upgrade-retry", NONE, "cont failed: once more when the old one is gone")                           \
@@ -104,7 +114,8 @@
 	X(QEMU_GONE, "qemu-gone", "the killed QEMU is reaped")                                               \
 	X(UPGRADE, "upgrade", "a person asks for a newer QEMU here")                                         \
 	X(NEW_DEAD, "new-dead", "the new QEMU ended before the guest was its own")                           \
-	X(RETRY, "retry", "time to try what failed once more")
+	X(RETRY, "retry", "time to try what failed once more") \
+	X(TRIED, "tried", "the new QEMU starts, and the old one can be saved")
 
 /* X(identifier, name) */
 #define MOVE_ACTIONS(X)                      \
@@ -156,7 +167,14 @@
 	X(CONT_NEW, "cont the new QEMU")     \
 	X(KILL_NEW, "SIGKILL the new QEMU")  \
 	X(CLEAR_NEW, "record the old generation") \
-	X(TRY_LATER, "try again later")
+	X(TRY_LATER, "try again later") \
+	X(START_SAVE, "save to a file")      \
+	X(COMMIT_SAVE, "record that the file has the guest") \
+	X(KILL_SAVED, "SIGKILL (the file has the guest)") \
+	X(START_FILL, "start a QEMU for the file") \
+	X(LOAD_FILE, "load the file")        \
+	X(USE_UP, "record that the file is used up") \
+	X(FALL_BACK, "take the old version")
 
 /* X(identifier, bit) what the executor knows at the time of an event */
 #define MOVE_FACTS(X)                                                          \

@@ -93,6 +93,7 @@ class Home:
         """One QEMU, one directory of its own, two taps."""
         wait_until(lambda: len(qemus(self.host, name)) == 1)
         wait_until(lambda: len(list((self.host.runtime / name).glob("qemu.*"))) == 1)
+        wait_until(lambda: saved_files(self.host) == [])
         assert not (self.host.runtime / name / "move").exists()
         assert not (self.host.runtime / name / "definition.next").exists()
 
@@ -536,6 +537,130 @@ def test_copy_that_does_not_end(bed, web1):
     assert not bed.ask(web1.guest, "check").endswith(" 0 rewritten")
 
 
+# ---- saved to a file ----
+
+
+def saved_files(host):
+    return [*host.runtime.glob(".saved/*"), *host.state.glob("web1/saved")]
+
+
+def test_saved(bed, web1):
+    """Newer and older by a file, the guest stands still meanwhile: memory, connections, console are as before. Nothing is left."""
+    bed.ask(web1.guest, "dirty 20")
+    for options in ([], ["--save-dir", bed.a.dir]):
+        before = web1.status()
+        result = web1.upgrade("--way=save", *options)
+        after = web1.status()
+        assert result["status"] == "completed" and result["way"] == "save" and result["guest"] == "running here"
+        assert result["from"]["version"] == before["qemu_version"] != after["qemu_version"] == result["to"]["version"]
+        assert not os.path.exists(f"/proc/{before['pid']}")
+        steps = result["steps"]
+        assert set(steps) == {"try", "save", "record", "kill", "start", "load", "cont"} and min(steps.values()) >= 0
+        assert 0 < steps["save"] + steps["load"] < result["pause_ms"] < result["total_ms"]
+        assert 48 << 20 < result["file"]["size"] < 260 << 20 and not result["file"]["kept"]
+        assert os.path.dirname(result["file"]["path"]) == str(options[1] if options else bed.a.runtime / ".saved")
+        assert not os.path.exists(result["file"]["path"]) and saved_files(bed.a) == []
+    bed.ask(web1.guest, "stop")
+    assert not bed.ask(web1.guest, "check").endswith(" 0 rewritten")
+
+
+def test_saved_is_cancelled(bed, web1):
+    """Until the file is complete the guest can go on where it is; nobody has to wait for the end."""
+    pid = web1.status()["pid"]
+    upgrade = bed.a.popen("vmferry", "upgrade", "web1", "--binary", web1.other(), "--way=save", "--json", stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: (web1.status().get("migration") or {}).get("state") == "upgrade-save" and bed.a.vmferry("set", "web1", "bandwidth=1M", check=False).returncode == 0)
+    bed.a.vmferry("cancel", "web1")
+    result = json.loads(upgrade.communicate(timeout=LIMIT)[0].strip().split("\n")[-1])
+    assert upgrade.returncode == 1 and result["status"] == "cancelled" and result["guest"] == "running here", result
+    assert web1.status()["pid"] == pid and saved_files(bed.a) == []
+
+
+def test_saved_new_one_cannot_load(bed, web1):
+    """It starts when it is tried, and then it is another machine: the old version goes on, and the result says so."""
+    before = web1.status()
+    result = web1.upgrade("--way=save", status=1, binary=once(bed.a, "other-machine", web1.other(), before="pc-q35-7.2,", after="pc-q35-7.1,"))
+    after = web1.status()
+    assert result["status"] == "failed" and result["guest"] == "running here" and not result["file"]["kept"]
+    assert "load of migration failed" in result["error"]["message"] and [w for w in result["warnings"] if "the old one goes on" in w], result
+    assert after["qemu_version"] == before["qemu_version"] and after["pid"] != before["pid"] and saved_files(bed.a) == []
+
+
+def once(host, name, binary, before="-S", after="-no-such-option"):
+    """A QEMU that is as it should be when it starts first, and later with @after for @before in its command line."""
+    tried = host.dir / f"{name}.tried"
+    shutil.rmtree(tried, ignore_errors=True)
+    tried.mkdir(mode=0o777)
+    tried.chmod(0o777)
+    change = f'for a; do shift; case "$a" in "{before}"*) a="{after}${{a#{before}}}";; esac; set -- "$@" "$a"; done'
+    return failing(host, name, f"mkdir {tried}/once 2>/dev/null || {change}\nexec {binary} \"$@\"\n")
+
+
+def test_saved_private_memory(bed, cleanup):
+    """It stays what it is; a guest that is paused stays paused, a lease this host's. Refused where there is no room."""
+    with small_tmpfs(bed.a) as tiny:  # the keeper has a copy of what is mounted when it starts
+        small(bed.a, "private", 27, section("lease file", path=str(bed.dir / "private.lease")), memory_backing="private")
+    cleanup("private")
+    found = bed.a.vmferry_json("upgrade", "private", "--binary", qemu(), "--way=save", "--check")
+    assert found["ok"] and found["way"] == "save" and found["memory_needed"] > (32 + 48) << 20
+    for way, words in (("copy", "is for --way=save"), ("save", "absolute path")):
+        done = bed.a.vmferry("upgrade", "private", f"--way={way}", "--save-dir=here", check=False)
+        assert done.returncode != 0 and words in done.stderr, done.stderr
+    for option in ([], ["--check"]):
+        done = bed.a.vmferry("upgrade", "private", "--way=save", f"--save-dir={tiny}", *option, check=False)
+        words = done.stdout + done.stderr
+        assert done.returncode == 1 and "may take 96 MiB" in words and f"{tiny} has 8 MiB" in words, words
+    done = bed.a.vmferry_json("upgrade", "private", "--binary", qemu(), "--way=save")
+    assert done["status"] == "completed" and done["warnings"] == []
+    assert bed.a.vmferry_json("show", "private")["memory_backing"] == "private"
+    assert bed.a.status("private")["lease"]["held"]
+    bed.a.vmferry("pause", "private")
+    done = bed.a.vmferry_json("upgrade", "private", "--binary", OLD, "--way=save")
+    assert done["status"] == "completed" and done["guest"] == "paused" and "pause_ms" not in done
+    assert bed.a.status("private")["state"] == "paused" and not bed.a.status("private")["lease"]["held"]
+    bed.a.vmferry("resume", "private")
+    assert bed.a.status("private")["lease"]["held"]
+
+
+@contextlib.contextmanager
+def small_tmpfs(host):
+    path = host.dir / "tiny"
+    path.mkdir()
+    command("mount", "-t", "tmpfs", "-o", "size=8M", "vmferry-test", str(path))
+    try:
+        yield path
+    finally:
+        command("umount", str(path))
+
+
+def test_saved_and_nobody_takes_it(bed, cleanup):
+    """Neither version loads the file: it is kept, and whoever starts the VM later goes on with the guest; or without, if it is gone."""
+    old, fresh = once(bed.a, "old", OLD), once(bed.a, "fresh", qemu())
+    small(bed.a, "kept", 28, binary=str(old))
+    cleanup("kept")
+    for removed in (False, True):
+        done = bed.a.vmferry("upgrade", "kept", "--binary", str(fresh), "--way=save", "--json", check=False)
+        result = json.loads(done.stdout.strip().split("\n")[-1])
+        path = result["file"]["path"]
+        assert done.returncode == 1 and result["guest"] == "saved to a file" and result["file"]["kept"], result
+        assert path in result["error"]["hint"] and "vmferry start kept" in result["error"]["hint"]
+        assert os.path.getsize(path) == result["file"]["size"]
+        wait_until(lambda: not qemus(bed.a, "kept") and not (bed.a.runtime / "kept").exists())
+        assert bed.a.status("kept")["state"] == "off"
+        done = bed.a.vmferry("start", "kept", check=False)  # nothing has changed
+        assert done.returncode == 1 and path in done.stderr, done.stdout + done.stderr
+        wait_until(lambda: not (bed.a.runtime / "kept").exists())
+        (bed.a.dir / "old.tried" / "once").rmdir()
+        if removed:
+            os.unlink(path)
+        bed.a.vmferry("start", "kept")
+        status = bed.a.status("kept")
+        assert status["state"] == "running" and status["qemu_version"].startswith("7.2")
+        assert ("last_result" in status) == (not removed)  # the old version has taken it
+        assert not os.path.exists(path) and not (bed.a.state / "kept" / "saved").exists()
+        if not removed:
+            (bed.a.dir / "fresh.tried" / "once").rmdir()
+
+
 # ---- keepers, QEMUs and hosts that die ----
 
 
@@ -593,11 +718,51 @@ def test_fault_of_a_copy(home, point):
     strike(home, point, qemu(), "--way=copy")
 
 
-def strike(home, point, binary, *options):
+SAVING = "NOTE_UPGRADE START_NEW SET_UP_BOTH KILL_NEW START_SAVE COMMIT_SAVE KILL_SAVED START_FILL LOAD_FILE USE_UP CONT_NEW ANNOUNCE END".split()
+SAVES = [f"{action}:{when}:{victim}" for action in SAVING for when in ("before", "after") for victim in ("self", "old", "new", "cancel")]
+# On the way back, to the old version, and to its end.
+SAVES += [f"COMMIT_SAVE:before:cancel\n{action}:{when}:self" for action in [*BACK[:3], "CONT_BACK", "END"] for when in ("before", "after")]
+SAVES += [f"LOAD_FILE:after:new\n{action}:{when}:self" for action in "FALL_BACK START_FILL LOAD_FILE USE_UP CONT_NEW".split() for when in ("before", "after")]
+SAVES_SAMPLE = ["START_SAVE:after:self", "USE_UP:after:self"]
+
+
+def strikes_the_only_one(action, when, victim):
+    """Whether the fault ends the QEMU that has the guest; in between, the file has it."""
+    at = SAVING.index(action)
+    if victim == "old":
+        return at < SAVING.index("COMMIT_SAVE")
+    used_up = SAVING.index("USE_UP")
+    return victim == "new" and (at > used_up or (at == used_up and when == "after"))
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+@pytest.mark.parametrize("point", [p if p in SAVES_SAMPLE else pytest.param(p, marks=pytest.mark.long) for p in SAVES])
+def test_fault_while_saved(home, point):
+    lost = "\n" not in point and strikes_the_only_one(*point.split(":"))
+    strike(home, point, home.other(), "--way=save", lost=lost)
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+@pytest.mark.parametrize("kept", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_reboot_while_saved(bed, home, kept):
+    """The power fails while a file has the guest. If it is on a disk, the guest goes on from it; else the VM is off."""
+    home.probe.mark()
+    power_cut(bed, home, "KILL_SAVED:after", "--way=save")
+    [path] = bed.a.runtime.glob(".saved/*")
+    if not kept:
+        shutil.rmtree(bed.a.runtime / ".saved")
+        home.boot_again()
+        return
+    bed.a.vmferry("start", "web1")
+    home.unharmed()
+
+
+def strike(home, point, binary, *options, lost=None):
     """An upgrade with a fault: the guest goes on, but for one whose own QEMU was struck."""
     first, _, second = point.partition("\n")
     action, when, victim = (second or first).split(":")
-    lost = victim == "powerdown" or (strikes_new(action, when, victim) if not second else victim == "old")
+    if lost is None:
+        lost = victim == "powerdown" or (strikes_new(action, when, victim) if not second else victim == "old")
     home.probe.mark()
     before = home.status()
     (home.host.runtime / "fault").write_text(point + "\n")
@@ -687,6 +852,18 @@ def test_record_of_a_former_upgrade(home):
     state["generation"] += 1
     path.write_text(json.dumps(state))
     strike(home, "START_UPGRADE:before:self", home.other())
+
+
+def power_cut(bed, home, point, *options):
+    (bed.a.runtime / "fault").write_text(point + ":reboot\n")
+    mover = bed.a.popen("vmferry", "upgrade", "web1", "--binary", home.other(), *options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: not (bed.a.runtime / "fault").exists())
+    mover.kill()
+    wait_until(lambda: mover.poll() is not None)
+    for pid, line in bed.a.processes().items():  # the parent first, so that no keeper comes back
+        if line.endswith(" web1") or "guest=web1," in line:
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(bed.a.runtime / "web1")
 
 
 def running(home):

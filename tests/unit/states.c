@@ -180,8 +180,8 @@ char *states_text(void)
 		   "which of the two is right.\n");
 	print_side(f, "Upgrade", UPGRADE);
 	fprintf(f,
-		"\nFrom *upgrade-resume* on the guest is the new QEMU's. The way back ends in *cancel* of the source's "
-		"table.\n");
+		"\nFrom *upgrade-resume* on the guest is the new QEMU's, from *upgrade-quit* to *upgrade-restored* a file has "
+		"it. The way\nback ends in *cancel* of the source's table.\n");
 	print_side(f, "Target", TARGET);
 	if (fclose(f) != 0)
 		abort();

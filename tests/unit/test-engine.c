@@ -148,6 +148,32 @@ static const Expected upgrade_rows[] = {
 	{S(U_RETRY), EV(QEMU_GONE), F(ALIVE), S(U_RESUMING), {DO(CONT_NEW)}},
 	{S(U_REAP), EV(QEMU_GONE), F(ALIVE), S(S_IDLE), {DO(END)}},
 	{S(U_REAP), EV(ENTER), F(ALIVE), S(S_IDLE), {DO(END)}},
+	{S(U_OPEN), EV(TRIED), F(ALIVE) | F(OTHER), S(U_TRIED), {DO(KILL_NEW)}},
+	{S(U_TRIED), EV(NEW_DEAD), F(ALIVE), S(U_SAVE), {DO(START_SAVE)}},
+	{S(U_TRIED), EV(CANCEL), F(ALIVE) | F(CANCELLED), S(U_BACK), {0}},
+	{S(U_SAVE), EV(POSTMIGRATE), F(ALIVE), S(U_SAVED), {0}},
+	{S(U_SAVE), EV(CANCEL), F(ALIVE) | F(CANCELLED), S(U_BACK), {0}},
+	{S(U_SAVED), EV(ENTER), F(ALIVE), S(U_QUIT), {DO(COMMIT_SAVE)}},
+	{S(U_SAVED), EV(ENTER), F(ALIVE) | F(CANCELLED), S(U_BACK), {0}},
+	{S(U_SAVED), EV(ACTION_FAILED), F(ALIVE), S(U_BACK), {0}},
+	{S(U_QUIT), EV(ENTER), F(ALIVE), S(U_QUIT), {DO(KILL_SAVED)}},
+	{S(U_QUIT), EV(RESTART), F(ALIVE), S(U_QUIT), {DO(KILL_SAVED)}},
+	{S(U_QUIT), EV(QEMU_DEAD), 0, S(U_EMPTY), {0}},
+	{S(U_EMPTY), EV(ENTER), 0, S(U_FILL), {DO(START_FILL)}},
+	{S(U_EMPTY), EV(RESTART), 0, S(U_FILL), {DO(START_FILL)}},
+	{S(U_EMPTY), EV(ACTION_FAILED), 0, S(U_NEXT), {0}},
+	{S(U_FILL), EV(QEMU_READY), F(ALIVE), S(U_RESTORE), {DO(LOAD_FILE)}},
+	{S(U_RESTORE), EV(LOADED), F(ALIVE), S(U_RESTORED), {0}},
+	{S(U_RESTORE), EV(FAILED), F(ALIVE), S(U_DRAIN), {0}},
+	{S(U_RESTORE), EV(DEADLINE), F(ALIVE), S(U_DRAIN), {0}},
+	{S(U_RESTORE), EV(QEMU_DEAD), 0, S(U_NEXT), {0}},
+	{S(U_RESTORED), EV(ENTER), F(ALIVE), S(U_RESUME), {DO(USE_UP)}},
+	{S(U_RESTORED), EV(ACTION_FAILED), F(ALIVE), S(U_DRAIN), {0}},
+	{S(U_RESTORED), EV(QEMU_DEAD), 0, S(U_NEXT), {0}},
+	{S(U_DRAIN), EV(ENTER), F(ALIVE), S(U_DRAIN), {DO(KILL_SAVED)}},
+	{S(U_DRAIN), EV(QEMU_DEAD), 0, S(U_NEXT), {0}},
+	{S(U_NEXT), EV(ENTER), 0, S(U_EMPTY), {DO(FALL_BACK)}},
+	{S(U_NEXT), EV(ACTION_FAILED), 0, S(S_IDLE), {DO(END)}},
 	{S(U_BACK), EV(ENTER), F(ALIVE) | F(OTHER), S(U_CLEAR), {DO(KILL_NEW)}},
 	{S(U_CLEAR), EV(ENTER), F(ALIVE), S(S_CANCEL), {DO(CLEAR_NEW)}},
 	{S(U_CLEAR), EV(ACTION_FAILED), F(ALIVE), S(S_CANCEL), {0}},
@@ -222,6 +248,9 @@ static void test_protocol_rows(void **state)
 		{S(S_IDLE), EV(UPGRADE), F(ALIVE)}, /* not the owner */
 		{S(U_RESUME), EV(CANCEL), F(ALIVE)}, /* too late */
 		{S(U_RESUMING), EV(CANCEL), F(ALIVE)},
+		{S(U_QUIT), EV(CANCEL), F(ALIVE)},
+		{S(U_RESTORE), EV(CANCEL), F(ALIVE)},
+		{S(U_RESTORED), EV(ENTER), 0}, /* its end comes, and decides */
 		{S(U_RESUMING), EV(DEADLINE), F(ALIVE)},
 		{S(U_REAP), EV(ENTER), F(ALIVE) | F(OTHER)},
 		{S(U_REAP), EV(CANCEL), F(ALIVE)},
@@ -270,10 +299,12 @@ static void check_step(const MoveRow *row, MoveState s, MoveEvent event)
 	if (move_committed(s)) {
 		assert_int_not_equal(row->next, MOVE_S_CANCEL);
 		assert_true(move_committed(row->next) ||
-			    ((s == MOVE_S_NEVER_RESUME || s == MOVE_U_REAP) && row->next == MOVE_S_IDLE));
+			    ((s == MOVE_S_NEVER_RESUME || s == MOVE_U_REAP || s == MOVE_U_NEXT) &&
+			     row->next == MOVE_S_IDLE));
 	} else if (move_committed(row->next)) {
 		assert_true((s == MOVE_S_COMMIT && row->actions[0] == MOVE_DO_JOURNAL_COMMIT) ||
-			    (s == MOVE_U_KILL && row->actions[0] == MOVE_DO_KILL_OLD));
+			    (s == MOVE_U_KILL && row->actions[0] == MOVE_DO_KILL_OLD) ||
+			    (s == MOVE_U_SAVED && row->actions[0] == MOVE_DO_COMMIT_SAVE));
 		assert_int_equal(row->actions[1], MOVE_DO_NOTHING);
 	}
 	if (row->next == MOVE_U_KILL)
@@ -323,7 +354,8 @@ static void test_passing_states(void **state)
 		S(S_NEVER_RESUME), S(S_GONE),	 S(S_DESTROY), S(S_CANCEL),	 S(T_LEASE),
 		S(T_JOURNAL),	   S(T_CONT),	 S(T_ABORT),   S(T_KILL),	 S(T_NEVER),
 		S(U_BEGIN),	   S(U_CHECK),	 S(U_KILL),    S(U_RESUME),	 S(U_BACK),
-		S(U_CLEAR),
+		S(U_CLEAR),	   S(U_SAVED),	 S(U_QUIT),    S(U_EMPTY),	 S(U_DRAIN),
+		S(U_NEXT),
 	};
 
 	(void)state;
@@ -408,7 +440,11 @@ static void test_order(void **state)
 		{S(S_IDLE), DO(ACQUIRE_LEASE), DO(RESUME), DO(RETAKE_LEASE)},
 		{S(S_IDLE), DO(LAST_DELTA), DO(CONTINUE)},
 		{S(S_IDLE), DO(COMMIT_NEW), DO(KILL_OLD)},
-		{S(S_IDLE), DO(KILL_OLD), DO(CONT_NEW)},
+		{S(S_IDLE), DO(KILL_OLD), DO(CONT_NEW), DO(USE_UP)},
+		{S(S_IDLE), DO(KILL_NEW), DO(START_SAVE)},
+		{S(S_IDLE), DO(COMMIT_SAVE), DO(KILL_SAVED)},
+		{S(S_IDLE), DO(COMMIT_SAVE), DO(START_FILL)},
+		{S(S_IDLE), DO(LOAD_FILE), DO(USE_UP)},
 		{S(S_IDLE), DO(NOTE_UPGRADE), DO(START_NEW)},
 		{S(S_IDLE), DO(KILL_NEW), DO(CLEAR_NEW)},
 		{S(T_IDLE), DO(JOURNAL_COMMITTED), DO(CONT)},
