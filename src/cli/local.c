@@ -80,7 +80,7 @@ json_object *local_moved(const char *name)
 /* How it ended here, as its history says: {"reason", "since"}. */
 static json_object *ended(const char *name)
 {
-	static const char *const ends[] = {"shutdown", "destroyed", "crashed", "panicked", "failed"};
+	static const char *const ends[] = {"shutdown", "destroyed", "crashed", "panicked", "failed", "saved"};
 	_cleanup_free_ char *path = state_path(name, "history"), *text = NULL;
 	char *end = NULL, *line;
 	size_t len;

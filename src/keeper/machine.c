@@ -594,9 +594,11 @@ int machine_adopt_doomed(Keeper *k, Error **err)
 {
 	int r = adopt_any(k, err);
 
-	if (r <= 0)
+	if (r < 0)
 		return r;
 	sweep_generations(k);
+	if (r == 0)
+		return 0;
 	r = sd_event_add_io(k->event, &k->qemu_exit, k->qemu->pidfd, EPOLLIN, on_qemu_exit, k);
 	return r < 0 ? error_set(err, r, "QEMU's end will not be seen: %s", strerror(-r)) : 0;
 }

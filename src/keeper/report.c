@@ -236,7 +236,7 @@ json_object *report_upgrade(Move *m)
 		json_extend(o, "pause_ms", "d", ms(between(m->t.stop, m->t.resumed)), NULL);
 	if (completed)
 		json_extend(o, "steps", "o", up->way == WAY_SAVE ? save_steps(m) : upgrade_steps(m), NULL);
-	if (up->way == WAY_SAVE)
+	if (up->saved)
 		json_extend(o, "file", "o",
 			    json_build("path", "s", up->saved->file, "size", "u", up->saved->size, "kept", "b",
 				       (int)(up->saved->kind == SAVED_WHOLE), NULL),

@@ -295,7 +295,7 @@ void save_end(Move *m)
 	Saved *saved = up->saved;
 	Keeper *k = m->k;
 
-	if (!saved || m->opt.check_only)
+	if (!saved)
 		return;
 	if (saved->kind != SAVED_WHOLE) {
 		saved_remove(k->name, saved);
@@ -376,6 +376,9 @@ int save_adopt(Keeper *k, unsigned int flags, Error **err)
 	fd = saved_open(saved, &why);
 	if (fd < 0)
 		return lost(k, saved, why);
+	if (!keeper_owner(k))
+		return error_set(err, -EPERM, "%s's guest is saved in %s, but the journal says that it is not this host's",
+				 k->name, saved->file);
 	if (flags & (KEEPER_INCOMING | KEEPER_OFFLINE)) {
 		error_set(err, -EBUSY, "%s's guest is saved in %s", k->name, saved->file);
 		error_hint(err, "vmferry start %s goes on with it", k->name);

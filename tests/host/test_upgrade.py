@@ -602,6 +602,7 @@ def test_saved_private_memory(bed, cleanup):
     cleanup("private")
     found = bed.a.vmferry_json("upgrade", "private", "--binary", qemu(), "--way=save", "--check")
     assert found["ok"] and found["way"] == "save" and found["memory_needed"] > (32 + 48) << 20
+    assert not (bed.a.state / "private" / "saved").exists()
     for way, words in (("copy", "is for --way=save"), ("save", "absolute path")):
         done = bed.a.vmferry("upgrade", "private", f"--way={way}", "--save-dir=here", check=False)
         assert done.returncode != 0 and words in done.stderr, done.stderr
