@@ -312,7 +312,7 @@ void save_end(Move *m)
 
 /* ---- a keeper came (back) ---- */
 
-/* The file has gone, most likely with a tmpfs: nothing is left of the guest but its disks. */
+/* The file has gone with the runtime directory: nothing is left of the guest but its disks. */
 static int lost(Keeper *k, const Saved *saved, const Error *why)
 {
 	log_error("%s: the VM is off, as after a power cut", why->message);
@@ -374,8 +374,14 @@ int save_adopt(Keeper *k, unsigned int flags, Error **err)
 		return 0;
 	}
 	fd = saved_open(saved, &why);
-	if (fd < 0)
+	if (fd < 0 && saved_in_runtime(saved))
 		return lost(k, saved, why);
+	if (fd < 0) { /* it may be mounted yet */
+		error_hint(&why, "mount what it is on; or remove %s/%s/saved, and %s starts from its disks, as after a power cut",
+			   state_dir(), k->name, k->name);
+		*err = TAKE_PTR(why);
+		return fd;
+	}
 	if (!keeper_owner(k))
 		return error_set(err, -EPERM, "%s's guest is saved in %s, but the journal says that it is not this host's",
 				 k->name, saved->file);

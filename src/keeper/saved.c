@@ -34,6 +34,14 @@ char *saved_directory(const char *dir)
 	return dir ? xstrdup(dir) : xasprintf("%s/.saved", runtime_dir());
 }
 
+bool saved_in_runtime(const Saved *saved)
+{
+	_cleanup_free_ char *ours = saved_directory(NULL);
+	const char *rest = startswith(saved->file, ours);
+
+	return rest && rest[0] == '/';
+}
+
 Saved *saved_new(const char *name, const char *id, const char *dir)
 {
 	_cleanup_free_ char *where = saved_directory(dir);

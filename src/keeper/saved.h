@@ -34,6 +34,9 @@ Saved *saved_new(const char *name, const char *id, const char *dir);
 void saved_free(Saved *saved);
 DEFINE_CLEANUP(Saved *, saved_free)
 
+/** saved_in_runtime() - whether the file is in the runtime directory, and so goes with a reboot */
+bool saved_in_runtime(const Saved *saved);
+
 /** saved_read() - the record. Return: 0, -ENOENT if there is none, or negative errno with @err set: it is damaged */
 int saved_read(const char *name, Saved **ret, Error **err);
 /** saved_write() - write it, synced. Return: 0 or negative errno with @err set */

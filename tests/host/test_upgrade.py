@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -627,8 +628,11 @@ def test_saved_and_nobody_takes_it(bed, cleanup):
     old, fresh = once(bed.a, "old", OLD), once(bed.a, "fresh", qemu())
     small(bed.a, "kept", 28, binary=str(old))
     cleanup("kept")
+    elsewhere = bed.a.dir / "elsewhere"
+    elsewhere.mkdir()
     for removed in (False, True):
-        done = bed.a.vmferry("upgrade", "kept", "--binary", str(fresh), "--way=save", "--json", check=False)
+        option = [] if removed else ["--save-dir", elsewhere]
+        done = bed.a.vmferry("upgrade", "kept", "--binary", str(fresh), "--way=save", *option, "--json", check=False)
         result = json.loads(done.stdout.strip().split("\n")[-1])
         path = result["file"]["path"]
         assert done.returncode == 1 and result["guest"] == "saved to a file" and result["file"]["kept"], result
@@ -642,6 +646,12 @@ def test_saved_and_nobody_takes_it(bed, cleanup):
         (bed.a.dir / "old.tried" / "once").rmdir()
         if removed:
             os.unlink(path)
+        else:  # its file system is not mounted
+            elsewhere.rename(bed.a.dir / "hidden")
+            done = bed.a.vmferry("start", "kept", check=False)
+            assert done.returncode == 1 and path in done.stderr and "mount" in done.stderr, done.stderr
+            (bed.a.dir / "hidden").rename(elsewhere)
+            wait_until(lambda: not (bed.a.runtime / "kept").exists())
         bed.a.vmferry("start", "kept")
         status = bed.a.status("kept")
         assert status["state"] == "running" and status["qemu_version"].startswith("7.2")
