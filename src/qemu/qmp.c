@@ -403,7 +403,7 @@ static int handle_reply(Qmp *q, json_object *o)
 		return -EBADMSG;
 	c = sent_take(q, id);
 	if (!c)
-		return -EBADMSG;
+		return q->state == QMP_NEGOTIATING ? 0 : -EBADMSG; /* not_ours() */
 	flush_queue(q);
 	if (failed) {
 		json_get_string(error, "class", &class);
@@ -413,6 +413,16 @@ static int handle_reply(Qmp *q, json_object *o)
 	}
 	command_answer(c, ret, clean);
 	return 0;
+}
+
+/*
+ * A client that has just gone, as a keeper that was killed, may have left a command under way: QEMU gives its answer, and an event,
+ * to whoever is connected by then. In-band commands are answered in turn, so all of them come before the answer to ours.
+ */
+static bool not_ours(json_object *o)
+{
+	return json_object_object_get_ex(o, "event", NULL) || json_object_object_get_ex(o, "return", NULL) ||
+	       json_object_object_get_ex(o, "error", NULL);
 }
 
 static int handle_line(Qmp *q, const char *line, size_t len)
@@ -430,7 +440,7 @@ static int handle_line(Qmp *q, const char *line, size_t len)
 	if (!json_object_is_type(o, json_type_object))
 		return -EBADMSG;
 	if (q->state == QMP_GREETING)
-		return handle_greeting(q, o);
+		return not_ours(o) ? 0 : handle_greeting(q, o);
 	if (json_get_string(o, "event", &name))
 		return handle_event(q, name, o);
 	return handle_reply(q, o);

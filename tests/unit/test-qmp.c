@@ -326,6 +326,24 @@ static void test_split(void **state)
 	}
 }
 
+/* What QEMU still had to say to the client before us, before and after it greets us. */
+static void test_answers_of_another(void **state)
+{
+	Fixture f;
+
+	(void)state;
+	begin(&f);
+	ask(&f, "query");
+	say(&f, "{\"return\": {}, \"id\": 7}\r\n{\"event\": \"RESUME\"}\r\n" GREETING
+		"{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 8}\r\n");
+	logged(&f, "");
+	say(&f, "{\"return\": {}, \"id\": 2}\r\n{\"return\": {}, \"id\": 1}\r\n");
+	logged(&f, "ready;query={};");
+	say(&f, "{\"return\": {}, \"id\": 7}\r\n");
+	logged(&f, "closed EBADMSG;");
+	end(&f);
+}
+
 static void test_garbage(void **state)
 {
 	static const char *const lines[] = {
@@ -356,7 +374,7 @@ static void test_garbage(void **state)
 		end(&f);
 	}
 	begin(&f);
-	say(&f, "{\"return\": {}, \"id\": 1}\n");
+	say(&f, "{\"return-path\": {}, \"id\": 1}\n");
 	logged(&f, "closed EBADMSG;");
 	end(&f);
 	begin_ready(&f);
@@ -633,6 +651,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_negotiation),   cmocka_unit_test(test_no_oob),
 		cmocka_unit_test(test_errors),	      cmocka_unit_test(test_split),
+		cmocka_unit_test(test_answers_of_another),
 		cmocka_unit_test(test_garbage),	      cmocka_unit_test(test_long_lines),
 		cmocka_unit_test(test_close_pending), cmocka_unit_test(test_last_words),
 		cmocka_unit_test(test_free_pending),  cmocka_unit_test(test_free_in_handler),
