@@ -223,6 +223,16 @@ static char **conntrack_words(const Migrate *m, const char *verb)
 	return words;
 }
 
+/* One that has nothing to say to us and hears nothing from us, but its end. */
+static int start_silent(Migrate *m, const char *name, char *const *argv, const HelperHandlers *handlers, Helper **ret,
+			Error **err)
+{
+	const HelperSpec spec = {
+		.name = name, .argv = argv, .in = -1, .out = -1, .err = -1, .handlers = handlers, .userdata = m};
+
+	return helper_start(m->event, &spec, ret, err);
+}
+
 static void end_if_over(Migrate *m);
 
 static void on_flushed(_unused_ Helper *h, int status, void *userdata)
@@ -247,15 +257,8 @@ static void start_flush(Migrate *m)
 	spare = domain_neighbours(m->uri, &m->known);
 	for (size_t i = 0; spare && spare[i]; i++)
 		strv_add(&words, "--spare=%s", spare[i]);
-	if (command_on(m->from, words, &argv, &err) < 0 || helper_start(m->event,
-									&(HelperSpec){.name = "vmferry-conntrack flush",
-										      .argv = argv,
-										      .in = -1,
-										      .out = -1,
-										      .err = -1,
-										      .handlers = &handlers,
-										      .userdata = m},
-									&m->flush, &err) < 0)
+	if (command_on(m->from, words, &argv, &err) < 0 ||
+	    start_silent(m, "vmferry-conntrack flush", argv, &handlers, &m->flush, &err) < 0)
 		warn("entries stay on the source: ", err->message);
 }
 
@@ -359,15 +362,7 @@ static int cancel(Migrate *m)
 	m->cancel = helper_free(m->cancel);
 	strv_push(&argv, xstrdup("domjobabort"));
 	strv_push(&argv, xstrdup(m->domain));
-	if (helper_start(m->event,
-			 &(HelperSpec){.name = "virsh domjobabort",
-				       .argv = argv,
-				       .in = -1,
-				       .out = -1,
-				       .err = -1,
-				       .handlers = &handlers,
-				       .userdata = m},
-			 &m->cancel, &err) < 0)
+	if (start_silent(m, "virsh domjobabort", argv, &handlers, &m->cancel, &err) < 0)
 		warn("cannot cancel: ", err->message);
 	return 0;
 }
