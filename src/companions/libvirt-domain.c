@@ -94,7 +94,7 @@ static void take_interface(Domain *d, char *line)
 		fields[2] = word;
 	}
 	if (fields[0] && has_mac(d, fields[0]) && strv_length(d->addresses) < GUEST_MAX)
-		addresses_in(strtok(fields[2], "/"), &d->addresses);
+		addresses_in(fields[2], &d->addresses);
 }
 
 static void ask_interfaces(Domain *d, const char *uri, DomainSource source)

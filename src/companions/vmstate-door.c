@@ -201,13 +201,7 @@ static const sd_bus_vtable driver_table[] = {
 	SD_BUS_METHOD("RemoveMatch", "s", "", on_match, SD_BUS_VTABLE_UNPRIVILEGED),
 	SD_BUS_VTABLE_END,
 };
-static const sd_bus_vtable vmstate_table[] = {
-	SD_BUS_VTABLE_START(0),
-	SD_BUS_PROPERTY("Id", "s", get_id, 0, SD_BUS_VTABLE_PROPERTY_CONST),
-	SD_BUS_METHOD("Save", "", "ay", on_save, SD_BUS_VTABLE_UNPRIVILEGED),
-	SD_BUS_METHOD("Load", "ay", "", on_load, SD_BUS_VTABLE_UNPRIVILEGED),
-	SD_BUS_VTABLE_END,
-};
+static const sd_bus_vtable vmstate_table[] = VMSTATE_TABLE(get_id, on_save, on_load);
 
 /* ---- its life: as long as QEMU is connected or the helper is there ---- */
 

@@ -320,13 +320,7 @@ static int on_quit(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *err
 	return sd_bus_reply_method_return(m, NULL);
 }
 
-static const sd_bus_vtable vmstate_table[] = {
-	SD_BUS_VTABLE_START(0),
-	SD_BUS_PROPERTY("Id", "s", get_id, 0, SD_BUS_VTABLE_PROPERTY_CONST),
-	SD_BUS_METHOD("Save", "", "ay", on_save, SD_BUS_VTABLE_UNPRIVILEGED),
-	SD_BUS_METHOD("Load", "ay", "", on_load, SD_BUS_VTABLE_UNPRIVILEGED),
-	SD_BUS_VTABLE_END,
-};
+static const sd_bus_vtable vmstate_table[] = VMSTATE_TABLE(get_id, on_save, on_load);
 static const sd_bus_vtable helper_table[] = {
 	SD_BUS_VTABLE_START(0),
 	SD_BUS_PROPERTY("NumMigratedEntries", "u", NULL, offsetof(Service, migrated), 0),

@@ -14,6 +14,15 @@
 #define VMSTATE_NAME "org.qemu.VMState1"
 #define VMSTATE_PATH "/org/qemu/VMState1"
 #define VMSTATE_MAX (1 << 20) /* QEMU's DBUS_VMSTATE_SIZE_LIMIT; at least one byte, too */
+/* The interface (QEMU's docs/interop/dbus-vmstate.rst), for who serves it: the helper on a bus, its door to QEMU alone. */
+#define VMSTATE_TABLE(id, save, load)                                                                                  \
+	{                                                                                                              \
+		SD_BUS_VTABLE_START(0),                                                                                \
+		SD_BUS_PROPERTY("Id", "s", id, 0, SD_BUS_VTABLE_PROPERTY_CONST),                                       \
+		SD_BUS_METHOD("Save", "", "ay", save, SD_BUS_VTABLE_UNPRIVILEGED),                                     \
+		SD_BUS_METHOD("Load", "ay", "", load, SD_BUS_VTABLE_UNPRIVILEGED),                                     \
+		SD_BUS_VTABLE_END,                                                                                     \
+	}
 
 /**
  * struct Naming - how a helper is found and called
