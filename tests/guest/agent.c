@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/input.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -24,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
@@ -190,19 +192,28 @@ static void cmd_bootid(FILE *out, uint64_t arg)
 		fclose(f);
 }
 
+/* The answer to a command that ends this machine: who asked has it before that. What virtio still held would be lost. */
+static void answer_first(FILE *out)
+{
+	int unacknowledged;
+
+	fprintf(out, "ok\n");
+	fflush(out);
+	while (ioctl(fileno(out), SIOCOUTQ, &unacknowledged) == 0 && unacknowledged > 0)
+		usleep(1000);
+}
+
 static void cmd_poweroff(FILE *out, uint64_t arg)
 {
 	(void)arg;
-	fprintf(out, "ok\n");
-	fflush(out);
+	answer_first(out);
 	reboot(RB_POWER_OFF);
 }
 
 static void cmd_reset(FILE *out, uint64_t arg)
 {
 	(void)arg;
-	fprintf(out, "ok\n");
-	fflush(out);
+	answer_first(out);
 	reboot(RB_AUTOBOOT);
 }
 
@@ -211,8 +222,7 @@ static void cmd_panic(FILE *out, uint64_t arg)
 	int fd = open("/proc/sysrq-trigger", O_WRONLY | O_CLOEXEC);
 
 	(void)arg;
-	fprintf(out, "ok\n");
-	fflush(out);
+	answer_first(out);
 	if (fd < 0 || write(fd, "c", 1) < 0)
 		perror("panic");
 }
@@ -223,8 +233,7 @@ static void cmd_suspend(FILE *out, uint64_t arg)
 	int fd = open("/sys/power/state", O_WRONLY | O_CLOEXEC);
 
 	(void)arg;
-	fprintf(out, "ok\n");
-	fflush(out);
+	answer_first(out);
 	if (fd < 0 || write(fd, "mem", 3) < 0)
 		perror("suspend");
 	close(fd);
