@@ -30,6 +30,7 @@ enum {
 	CONF_UNIQUE = 1 << 1,	/* no value twice in a text, whatever section it stands in */
 	CONF_GUEST = 1 << 2,	/* the guest can see it */
 	CONF_PRESENCE = 1 << 3, /* the guest can see whether it is there (WORD: whether it is `absent`) */
+	CONF_PINNED = 1 << 4,	/* written even where it has its fallback, which another version may choose otherwise */
 };
 
 typedef struct ConfSection ConfSection;
@@ -121,7 +122,12 @@ void conf_store(const ConfKey *key, void *object, const char *value);
 /** conf_value_text() - a field as it would be written, unquoted; free() it. NULL: not set. Not for lists, sections */
 char *conf_value_text(const ConfKey *key, const void *object);
 
-/** conf_text() - the whole text of an object, every key that is set; free() it */
+/**
+ * conf_text() - the text of an object: every key that is set, and has another value than the one it has when it is not
+ * given; of those only what is CONF_PINNED. So a version that does not know a key yet reads what makes no use of it.
+ *
+ * Return: text, free() it.
+ */
 char *conf_text(const ConfSection *root, const void *object);
 
 /** conf_clear() - free what an object's fields own */

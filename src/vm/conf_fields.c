@@ -299,12 +299,27 @@ static void put_list(FILE *f, char *const *list)
 	fputs(" }", f);
 }
 
+/* As if the key were not there. */
+static bool is_fallback(const ConfKey *key, const char *value)
+{
+	static const char *const nothing[] = {
+		[CONF_NUMBER] = "0",
+		[CONF_SIZE] = "0",
+		[CONF_BOOL] = "false",
+	};
+	const char *fallback = key->fallback	 ? key->fallback
+			       : key->type <= CONF_BOOL ? nothing[key->type]
+							: NULL;
+
+	return !(key->flags & (CONF_REQUIRED | CONF_PINNED)) && streq_null(value, fallback);
+}
+
 static void put_key(FILE *f, const char *indent, const ConfKey *key, const void *object)
 {
 	_cleanup_free_ char *value = conf_value_text(key, object);
 	char *const *list = key->type == CONF_LIST ? *(char **const *)conf_field_const(key, object) : NULL;
 
-	if (!value && !list)
+	if (list ? false : !value || is_fallback(key, value))
 		return;
 	fprintf(f, "%s%s = ", indent, key->name);
 	if (list)
@@ -316,6 +331,8 @@ static void put_key(FILE *f, const char *indent, const ConfKey *key, const void 
 	fputc('\n', f);
 }
 
+static char *keys_text(const char *indent, const ConfSection *section, const void *object);
+
 static void put_section(FILE *f, const ConfSection *section, const void *object)
 {
 	char *element;
@@ -324,20 +341,19 @@ static void put_section(FILE *f, const ConfSection *section, const void *object)
 	if (section->title_words && *(const int *)((const char *)object + section->title_offset) == 0)
 		return;
 	for (size_t i = 0; i < n; i++, element += section->element_size) {
+		_cleanup_free_ char *keys = keys_text("\t", section, element);
 		const char *title = NULL;
 
 		if (section->title_words)
 			title = section->title_words->names[*(int *)(element + section->title_offset)];
 		else if (section->titled)
 			title = *(char **)(element + section->title_offset);
-		fprintf(f, "%s%s%s {\n", section->name, title ? " " : "", title ? title : "");
-		for (size_t j = 0; j < section->n_keys; j++)
-			put_key(f, "\t", &section->keys[j], element);
-		fputs("}\n", f);
+		if (title || *keys)
+			fprintf(f, "%s%s%s {\n%s}\n", section->name, title ? " " : "", title ? title : "", keys);
 	}
 }
 
-char *conf_text(const ConfSection *root, const void *object)
+static char *keys_text(const char *indent, const ConfSection *section, const void *object)
 {
 	char *text = NULL;
 	size_t len;
@@ -345,13 +361,18 @@ char *conf_text(const ConfSection *root, const void *object)
 
 	if (!f)
 		abort();
-	for (size_t i = 0; i < root->n_keys; i++) {
-		if (root->keys[i].type == CONF_SECTION)
-			put_section(f, root->keys[i].section, object);
+	for (size_t i = 0; i < section->n_keys; i++) {
+		if (section->keys[i].type == CONF_SECTION)
+			put_section(f, section->keys[i].section, object);
 		else
-			put_key(f, "", &root->keys[i], object);
+			put_key(f, indent, &section->keys[i], object);
 	}
 	if (fclose(f) != 0)
 		abort();
 	return text;
+}
+
+char *conf_text(const ConfSection *root, const void *object)
+{
+	return keys_text("", root, object);
 }

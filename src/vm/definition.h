@@ -113,7 +113,7 @@ int vm_definition_parse(const char *name, const char *text, const char *origin, 
 int vm_definition_load(const char *name, const char *path, VmDefinition **ret, Error **err);
 
 /**
- * vm_definition_text() - the normalised text: every key, pins included; parsing it gives an equal definition
+ * vm_definition_text() - the normalised text, pins included; parsing it gives an equal definition
  *
  * Return: text, free() it.
  */

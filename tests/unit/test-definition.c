@@ -472,12 +472,13 @@ static void test_round_trip(void **state)
 	}
 }
 
-/* Every key of the schema is written when it is set: none can be forgotten. */
+/* Every key of the schema is written when it is set to what it is not by default: none can be forgotten. */
 static void test_text_is_complete(void **state)
 {
 	_cleanup_(vm_definition_freep)
-	VmDefinition *def = parse_good(full);
-	_cleanup_free_ char *text = vm_definition_text(def);
+	VmDefinition *def = parse_good(full), *other = parse_good(M "lease file { path = /l on-lost = pause }");
+	_cleanup_free_ char *one = vm_definition_text(def), *two = vm_definition_text(other),
+			    *text = xasprintf("%s%s", one, two);
 	(void)state;
 
 	for (size_t i = 0; i < definition_schema.n_keys; i++) {
@@ -491,6 +492,45 @@ static void test_text_is_complete(void **state)
 			if (!strstr(text, line))
 				fail_msg("%s: %s is not written", key->name, line);
 		}
+	}
+}
+
+/*
+ * What is sent to other hosts, byte by byte: a key that was not there in the first version appears only where it is made
+ * use of; what the guest sees is said even where it is what everybody takes by default.
+ */
+static void test_text(void **state)
+{
+	static const struct {
+		const char *definition, *text;
+	} cases[] = {
+		{M, "machine = \"q35\"\ncpu = \"max\"\ncpus = 1\nmemory = \"64M\"\naccel = \"auto\"\nserial = \"log\"\n"},
+		{M "memory-backing = shared binary = qemu-system-x86_64 agent = no autostart = no qemu-args = {}\n"
+		   "disk a { file = /a format = raw shared = no readonly = no }\n"
+		   "nic n { bridge = b vlan = 0 }\n"
+		   "graphics vnc { listen = 127.0.0.1 port = 0 } conntrack { zone = 0 }\n"
+		   "lease file { path = /l on-lost = kill offset = 0 }\n",
+		 "machine = \"q35\"\ncpu = \"max\"\ncpus = 1\nmemory = \"64M\"\naccel = \"auto\"\n"
+		 "disk a {\n\tfile = \"/a\"\n\tformat = \"raw\"\n\tcache = \"none\"\n\tbus = \"virtio\"\n}\n"
+		 "nic n {\n\tbridge = \"b\"\n\tmodel = \"virtio-net-pci\"\n}\n"
+		 "serial = \"log\"\ngraphics vnc {\n}\nlease file {\n\tpath = \"/l\"\n}\n"},
+		{M "machine = pc cpus = 2 memory-backing = private accel = tcg agent = on conntrack { zone = 1 } autostart = yes\n"
+		   "graphics spice { port = 5901 }\n",
+		 "machine = \"pc\"\ncpu = \"max\"\ncpus = 2\nmemory = \"64M\"\nmemory-backing = \"private\"\naccel = \"tcg\"\n"
+		 "serial = \"log\"\nagent = true\ngraphics spice {\n\tport = 5901\n}\nconntrack {\n\tzone = 1\n}\n"
+		 "autostart = true\n"},
+	};
+	(void)state;
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		_cleanup_(vm_definition_freep)
+		VmDefinition *def = parse_good(cases[i].definition), *again = NULL;
+		_cleanup_free_ char *text = vm_definition_text(def), *second = NULL;
+
+		assert_string_equal(text, cases[i].text);
+		again = parse_good(text);
+		second = vm_definition_text(again);
+		assert_string_equal(second, cases[i].text);
 	}
 }
 
@@ -585,6 +625,7 @@ int main(void)
 		cmocka_unit_test(test_too_long),    cmocka_unit_test(test_load),
 		cmocka_unit_test(test_full),	    cmocka_unit_test(test_defaults),
 		cmocka_unit_test(test_round_trip),  cmocka_unit_test(test_text_is_complete),
+		cmocka_unit_test(test_text),
 		cmocka_unit_test(test_pin),	    cmocka_unit_test(test_pin_taken),
 		cmocka_unit_test(test_name_tables),
 	};
