@@ -26,7 +26,7 @@ import pytest
 
 BUILD = pathlib.Path(os.environ.get("VMFERRY_BUILD", "build"))
 TOOL = BUILD / "src/companions/vmferry-conntrack"
-LIMIT = 20
+LIMIT = 60
 
 VM, VM6, OTHER = "10.77.2.5", "fd77:2::5", "10.77.2.6"
 CLIENT, CLIENT6 = "10.77.1.9", "fd77:1::9"
@@ -135,7 +135,7 @@ class Namespace:
     def socket(self, *kind):
         with self.inside():
             s = socket.socket(*kind)
-        s.settimeout(3)
+        s.settimeout(20)
         return s
 
     def connections(self, address):
@@ -307,7 +307,7 @@ class Tcp:
             listener.listen()
             self.a.connect((address, port))
             self.b, _ = listener.accept()
-        self.b.settimeout(3)
+        self.b.settimeout(20)
         assert self.works()
 
     def works(self):
@@ -340,7 +340,7 @@ class Tcp:
             self.a.bind(here)
             self.a.connect(there)
             self.b, _ = listener.accept()
-        self.b.settimeout(3)
+        self.b.settimeout(20)
 
     def close(self):
         """Nothing is sent again that a firewall which forgot the connection would count as invalid, in a later test."""

@@ -367,7 +367,7 @@ class Pair:
             if host is self.here:
                 self.only_the_vm(host)
             else:
-                left = host.wait_clean(limit=LIMIT)
+                left = host.wait_clean()
                 assert left == [], f"left on {host.name}: {left}"
             # What a power failure leaves in the state directory, the next keeper sweeps up.
             stray = [p.name for p in host.state.glob("web1/definition.*") if host not in self.rebooted]
@@ -395,7 +395,7 @@ class Pair:
         first, and starts the guest if that never took it.
         """
         for host in self.bed.hosts:
-            left = host.wait_clean(limit=LIMIT)
+            left = host.wait_clean()
             assert left == [], f"left on {host.name}: {left}"
         self.check_disk()
         told = {}

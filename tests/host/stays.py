@@ -6,7 +6,7 @@ import os
 import select
 import time
 
-from testbed import Guest
+from testbed import LIMIT, Guest
 
 STREAMS = ["ping,10.0.0.5", "udp,10.0.0.5", "hold,10.0.0.5,count=5"]
 GAP = 5000  # ms; the most a guest may lose by a peer's fault: 1.3 s, on a machine that has time for it
@@ -69,7 +69,7 @@ def has_guest(host, vm):
     return (host.runtime / vm / "console").exists()
 
 
-def settled(host, limit=10):
+def settled(host, limit=LIMIT):
     """What is there when keepers that only looked after a refused migration have gone."""
     end = time.monotonic() + limit
     while leaving := [line for line in host.leftovers() if "--incoming" in line and not has_guest(host, line.split()[-1])]:
@@ -78,7 +78,7 @@ def settled(host, limit=10):
     return host.leftovers()
 
 
-def wait_as_before(host, before, limit=10):
+def wait_as_before(host, before, limit=LIMIT):
     """Until a host has the same processes, files, links and ports again."""
     end = time.monotonic() + limit
     while set(found := host.leftovers()) != set(before):

@@ -94,7 +94,7 @@ class Ends:
                     for e in (end, self.other(end)))
         return src + dst + (struct.pack("!II", size, self.protocol) if self.v6 else struct.pack("!HH", self.protocol, size))
 
-    def transmit(self, end, packet, limit=3):
+    def transmit(self, end, packet, limit=20):
         """@return: whether it arrived"""
         there = self.socket[self.other(end)]
         self.socket[end].send(packet)
@@ -531,7 +531,7 @@ class Ftp:
             flow.b, _ = listener.accept()
         finally:
             listener.close()
-        flow.b.settimeout(3)
+        flow.b.settimeout(20)
         return flow if flow.works() else None
 
     def works(self):

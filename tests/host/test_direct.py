@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from test_running import LOADED, ended, keeper
-from testbed import BUILD, Guest, Testbed, build_option, wait_until
+from testbed import BUILD, LIMIT, Guest, Testbed, build_option, wait_until
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -113,7 +113,7 @@ def test_keeper_is_killed(bed, home, probe):
     """It comes back and gives up the migration; the client sees it through the same door."""
     mover = home.slow()
     os.kill(keeper(home.here), signal.SIGKILL)
-    out, err = mover.communicate(timeout=40)
+    out, err = mover.communicate(timeout=LIMIT)
     assert mover.returncode in (1, 3), out + err
     wait_until(lambda: home.status() is None and home.states() == ["running", None])
 
@@ -156,7 +156,7 @@ def test_client_leaves(bed, home, probe):
     """The streams it has made go on without it."""
     mover = home.slow()
     mover.send_signal(signal.SIGHUP)
-    out, err = mover.communicate(timeout=20)
+    out, err = mover.communicate(timeout=LIMIT)
     assert mover.returncode == 3 and "goes on" in err
     home.here.vmferry("set", NAME, "bandwidth=1G")
     wait_until(lambda: home.states() == [None, "running"])
@@ -173,25 +173,27 @@ def test_streams_are_cut(bed, home, probe):
     mover = home.slow()
     for pid in streams(bed):
         os.kill(pid, signal.SIGKILL)
-    out, err = mover.communicate(timeout=30)
+    out, err = mover.communicate(timeout=LIMIT)
     assert mover.returncode in (1, 3), out + err
     wait_until(lambda: home.status() is None and home.states()[0] == "running")
 
 
 def test_cancel_when_the_relay_stands_still(bed, home, probe):
     """Nobody takes what QEMU sends, nobody closes the stream: a cancel is answered all the same."""
-    mover = home.slow()
+    mover = home.slow("--deadline=link=60")  # the link is as silent as the data
     stuck = streams(bed)
     for pid in stuck:
         os.kill(pid, signal.SIGSTOP)
-    home.here.vmferry("set", NAME, "bandwidth=1G")
-    seen = None
-    while seen != (seen := home.status()["transferred"]):  # twice the same: QEMU is stuck; figures come every 0.5 s
-        select.select([], [], [], 1.2)
-    home.here.vmferry("cancel", NAME, timeout=20)
-    assert home.states()[0] == "running" and home.status() is None
-    for pid in stuck:
-        os.kill(pid, signal.SIGCONT)
+    try:
+        home.here.vmferry("set", NAME, "bandwidth=1G")
+        seen = None
+        while seen != (seen := home.status()["transferred"]):  # twice the same: QEMU is stuck; figures come every 0.5 s
+            select.select([], [], [], 1.2)
+        home.here.vmferry("cancel", NAME, timeout=20)
+        assert home.states()[0] == "running" and home.status() is None
+    finally:
+        for pid in stuck:
+            os.kill(pid, signal.SIGCONT)
     assert ended(mover, 1)["status"] == "cancelled"
 
 
@@ -227,7 +229,7 @@ def test_client_machine_is_lost(bed, home, probe, point):
     """All that the client has begun is killed at once; the link is cut with it. Then another client settles it."""
     (home.here.runtime / "fault").write_text(f"{point}:link\n")
     mover = home.start()
-    out, err = mover.communicate(timeout=60)
+    out, err = mover.communicate(timeout=LIMIT)
     assert not (home.here.runtime / "fault").exists()
     if point.split(":")[0] in ("OPEN_DATA", "LAST_DELTA"):
         assert json.loads(out)["guest"] == "running here"

@@ -10,6 +10,8 @@ import signal
 import pytest
 
 from cancel import raw_target
+from faults import everything
+from netns import kill
 from stays import small
 from testbed import LIMIT, Guest, Testbed, build_option, section, wait_file, wait_until
 
@@ -402,11 +404,7 @@ def test_decides_in_doubt(leased):
 
 def reboot(host):
     """Everything on it killed, the runtime directory lost."""
-    for pid in sorted(host.processes()):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    kill(everything(host))
     wait_until(lambda: not host.processes())
     shutil.rmtree(host.runtime)
     host.runtime.mkdir()

@@ -19,7 +19,7 @@ from testbed import BUILD, Guest, Testbed, wait_file
 
 TOOL = BUILD / "src/companions/vmferry-libvirt"
 GUEST = Guest()
-LIMIT = 30
+LIMIT = 60
 LONG = pytest.mark.skipif(not os.environ.get("VMFERRY_TEST_LONG"), reason="long")
 
 pytestmark = [

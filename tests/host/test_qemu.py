@@ -26,7 +26,7 @@ BUILD = pathlib.Path(os.environ.get("VMFERRY_BUILD", "build"))
 TOOL = BUILD / "tests/host/qemu-tool"
 QEMUS = os.environ.get("VMFERRY_TEST_QEMU", "/usr/bin/qemu-system-x86_64").split(":")
 MACS = ["52:54:00:12:34:56", "52:54:00:12:34:57"]
-LIMIT = 20
+LIMIT = 60
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -422,7 +422,7 @@ def packet_socket(host, device):
     def make():
         s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         s.bind((device, 0))
-        s.settimeout(5)
+        s.settimeout(LIMIT)
         return s
     return in_namespace(host.ns, make)
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from testbed import Guest, Testbed, build_option, wait_until
+from testbed import LIMIT, Guest, Testbed, build_option, wait_until
 
 LOADED = "fill 64"  # random memory, so that a move takes a while at a given bandwidth
 
@@ -59,7 +59,7 @@ def slow(home, *options, **kwargs):
     return mover
 
 
-def ended(mover, status, limit=30):
+def ended(mover, status, limit=LIMIT):
     out, err = mover.communicate(timeout=limit)
     assert mover.returncode == status, out + err
     return json.loads(out.strip().split("\n")[-1])
@@ -78,7 +78,7 @@ def test_keeper_killed_when_nothing_happens(bed, home, probe):
 def test_keeper_killed_while_memory_moves(bed, home, probe):
     mover = slow(home)
     os.kill(keeper(home[0]), signal.SIGKILL)
-    mover.communicate(timeout=30)
+    mover.communicate(timeout=LIMIT)
     assert mover.returncode == 1
     wait_until(lambda: home[0].status("web1")["state"] == "running" and not home[0].status("web1").get("migration"))
 
@@ -118,7 +118,7 @@ def test_watch_status_and_second_migration(bed, home, probe):
     assert again.returncode == 1 and "under way already" in again.stderr
     here.vmferry("cancel", "web1")
     assert ended(mover, 1)["status"] == "cancelled"
-    out, _ = watcher.communicate(timeout=10)
+    out, _ = watcher.communicate(timeout=LIMIT)
     assert json.loads(out.strip().split("\n")[-1])["status"] == "cancelled"
 
 
@@ -146,7 +146,7 @@ def test_bandwidth_is_raised_while_it_runs(bed, home, probe):
     here, there = home
     mover = slow(home)
     here.vmferry("set", "web1", "bandwidth=1G", "downtime=500")
-    result = ended(mover, 0, limit=20)
+    result = ended(mover, 0)
     assert result["status"] == "completed" and result["guest"] == "running there"
     home.reverse()
 
@@ -169,7 +169,7 @@ def test_does_not_converge(bed, home, probe):
         mover = home[0].popen("vmferry", "migrate", "web1", home[1].exec_destination(), "--transport=tcp", "--bandwidth=30M",
                               "--downtime=1", "--timeout=14", "--throttle=off", "--json", "--progress=none", stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, text=True)
-        result = ended(mover, 1, limit=40)
+        result = ended(mover, 1)
     finally:
         bed.ask(Guest(), "stop")
     assert result["status"] == "failed" and result["guest"] == "running here"
@@ -193,10 +193,10 @@ def test_data_stream_is_cut(bed, home, probe):
     begin = time.monotonic()
     there.cut()
     try:
-        result = ended(mover, 1, limit=40)
+        result = ended(mover, 1)
         assert "silent" in result["error"]["message"], result
         assert time.monotonic() - begin < 20
-        assert there.wait_clean(limit=25) == []
+        assert there.wait_clean() == []
     finally:
         there.heal()
 
@@ -235,5 +235,5 @@ def test_autostart_and_stop_all(bed):
 def test_console_goes_both_ways(bed, home):
     console = home[0].popen("vmferry", "console", "web1", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     console.stdin.close()
-    console.wait(10)
+    console.wait(LIMIT)
     assert (home[0].runtime / "web1" / "console.log").exists()

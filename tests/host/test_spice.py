@@ -11,7 +11,7 @@ import pytest
 import spice
 from faults import qemus
 from stays import small
-from testbed import Testbed, section, wait_until
+from testbed import LIMIT, Testbed, section, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 QEMU = "/usr/bin/qemu-system-x86_64"  # Debian's own has SPICE
@@ -41,7 +41,7 @@ def connect(host, session=0):
     """A client on the migration network."""
     with host.bed.switch.entered():
         s = socket.socket()
-    s.settimeout(20)
+    s.settimeout(LIMIT)
     s.connect((host.address, 5900))
     return spice.Spice(s, session)
 
@@ -52,7 +52,7 @@ def start_migration(bed, vm, *options):
 
 
 def ended(mover):
-    output = mover.communicate(timeout=60)[0]
+    output = mover.communicate(timeout=LIMIT)[0]
     result = json.loads(output.strip().split("\n")[-1])
     assert (mover.returncode, result["status"]) == (0, "completed"), result
     return result

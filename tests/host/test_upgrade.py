@@ -12,7 +12,7 @@ import subprocess
 import time
 
 import pytest
-from faults import Injector, shut_down_unheard
+from faults import Injector, keepers, parents, shut_down_unheard
 from netns import command, kill
 from testbed import LIMIT, Guest, Testbed, build_option, qemu, section, wait_file, wait_until
 
@@ -859,9 +859,7 @@ def power_cut(bed, home, point, *options):
     wait_until(lambda: not (bed.a.runtime / "fault").exists())
     mover.kill()
     wait_until(lambda: mover.poll() is not None)
-    for pid, line in bed.a.processes().items():  # the parent first, so that no keeper comes back
-        if line.endswith(" web1") or "guest=web1," in line:
-            os.kill(pid, signal.SIGKILL)
+    kill(parents(bed.a) + keepers(bed.a) + qemus(bed.a, "web1"))  # the parent first, so that no keeper comes back
     shutil.rmtree(bed.a.runtime / "web1")
 
 

@@ -12,7 +12,7 @@ import pytest
 import spice
 from faults import Injector, keepers, parents
 from stays import small
-from testbed import Testbed, build_option, qemu, section, wait_until
+from testbed import LIMIT, Testbed, build_option, qemu, section, wait_until
 
 OLD = "/usr/bin/qemu-system-x86_64"
 MACHINE = "pc-q35-7.2"  # what both know
@@ -58,7 +58,7 @@ def define(bed, name, kind, **keys):
 def connect(host, port):
     with host.netns.entered():
         s = socket.socket()
-    s.settimeout(30)
+    s.settimeout(LIMIT)
     s.connect(("127.0.0.1", port))
     return s
 

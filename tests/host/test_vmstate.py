@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """vmferry-vmstate: QEMUs that a script moves, with nothing of vmferry but its D-Bus helper beside each."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import threading
 import pytest
 
 from rawqemu import Qmp, RawQemu, migrate
-from testbed import BUILD, Guest, Testbed, wait_until
+from testbed import BUILD, LIMIT, Guest, Testbed, wait_until
 from vmbus import CONNTRACK, TOOL, Bus, qmp_option, start
 
 FILL = BUILD / "bench/ct-bench"
@@ -90,11 +91,16 @@ def test_helper_of_each_vm(bed, buses):
     assert bed.a.wait_clean() == []
 
 
+def name_of(pid):
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 def helper_of(host, door=False):
     """The process that knows the entries, or the one between it and QEMU."""
     def found():
         pids = [pid for pid, line in host.processes().items() if "vmferry-vmstate run" in line]
-        mine = [pid for pid in pids if (pathlib.Path(f"/proc/{pid}/comm").read_text() == "vmstate-door\n") == door]
+        mine = [pid for pid in pids if (name_of(pid) == "vmstate-door") == door]
         return mine[0] if len(mine) == 1 else None  # another may settle what it has loaded before
     return wait_until(found)
 
@@ -313,14 +319,14 @@ def test_save_and_load(bed, buses):
         wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] == 0)
     finally:
         process.terminate()
-        assert process.wait(10) == 0, process.stderr.read()
+        assert process.wait(LIMIT) == 0, process.stderr.read()
         process.stderr.close()
 
 
 def test_proxmox_names(bed, buses):
     bus = buses[bed.a]
     process = bed.a.popen(TOOL, "run", "100", "--proxmox", f"--qmp={bed.a.dir}/none", f"--bus={bus.address}", stderr=subprocess.PIPE, text=True)
-    assert process.wait(10) == 1 and "not running here" in process.stderr.read()
+    assert process.wait(LIMIT) == 1 and "not running here" in process.stderr.read()
     process.stderr.close()
     qemu = RawQemu(bed.a, Guest(), options=qmp_option(bed.a, "100"))
     try:

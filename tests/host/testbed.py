@@ -323,7 +323,7 @@ class Host(Node):
             found += [f"port {line.split()[3]}" for line in ports if not line.split()[3].endswith(":22")]
         return found
 
-    def wait_clean(self, *vms, limit=10):
+    def wait_clean(self, *vms, limit=LIMIT):
         """Leftovers after what is on its way out had time to go; [] is what one hopes for."""
         end = time.monotonic() + limit
         while (found := self.leftovers(*vms)) and time.monotonic() < end:
