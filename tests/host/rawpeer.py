@@ -166,7 +166,7 @@ class Closed(Exception):
 class Stream:
     """Bytes and messages over a pair of descriptors; every wait has its limit."""
 
-    def __init__(self, rd, wr, limit=20):
+    def __init__(self, rd, wr, limit=60):
         self.rd, self.wr, self.limit = rd, wr, limit
         self.data, self.serial = b"", 0
 
@@ -233,7 +233,7 @@ class Peer(Stream):
     @line: the first line, if it is to be another one; @bus: go on to D-Bus
     """
 
-    def __init__(self, host, vm, id=None, line=None, bus=True, direct=False, limit=20):
+    def __init__(self, host, vm, id=None, line=None, bus=True, direct=False, limit=60):
         self.vm, self.id = vm, id or new_id()
         if direct:
             self.process = None
@@ -281,7 +281,7 @@ class Peer(Stream):
     def close(self):
         if self.process:
             self.process.stdin.close()
-            self.process.wait(20)
+            self.process.wait(60)
             self.process.stdout.close()
         else:
             self.socket.close()
