@@ -7,6 +7,7 @@
 
 #include "keeper/local.h"
 #include "keeper/move.h"
+#include "keeper/scope.h"
 
 #define SHARED_HINT "shared = true needs storage that both hosts mount; is it mounted on the target?"
 
@@ -138,7 +139,16 @@ static int check_port(Keeper *k, const VmDefinition *def, Error **err)
 	return r;
 }
 
-static int check_definition(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Error **err)
+/* Last of all, and before anything is begun. A check, and a VM that is off, take none. */
+static int check_memory(const PrepareCookie *p, const VmDefinition *def, Room **ret, Error **err)
+{
+	HostMemory need = host_memory_of(def, scope_slice());
+	bool takes = !p->check_only && !streq(p->run_state, "shutoff");
+
+	return host_check_memory(&need, takes ? ret : NULL, err);
+}
+
+static int check_definition(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Room **ret_room, Error **err)
 {
 	Keeper *k = c->keeper;
 	_cleanup_(vm_definition_freep)
@@ -169,13 +179,15 @@ static int check_definition(PeerConnection *c, const PrepareCookie *p, VmDefinit
 		r = check_proved(def, p, err);
 	if (r >= 0)
 		r = check_port(k, def, err);
+	if (r >= 0)
+		r = check_memory(p, def, ret_room, err);
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(def);
 	return 0;
 }
 
-int target_admit(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Error **err)
+int target_admit(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Room **ret_room, Error **err)
 {
 	Keeper *k = c->keeper;
 	int r;
@@ -187,5 +199,5 @@ int target_admit(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, 
 	r = check_name_free(k, p, err);
 	if (r >= 0)
 		r = check_transport(k, p, err);
-	return r < 0 ? r : check_definition(c, p, ret, err);
+	return r < 0 ? r : check_definition(c, p, ret, ret_room, err);
 }

@@ -13,6 +13,7 @@
 #include "basic/process.h"
 #include "keeper/launch.h"
 #include "keeper/run.h"
+#include "keeper/scope.h"
 #include "keeper/upgrade.h"
 #include "move/arrival.h"
 
@@ -441,6 +442,11 @@ static int start_fresh(Keeper *k, unsigned int flags, Error **err)
 		return begin_transient(k, "offline");
 	if (r >= 0)
 		r = host_check_resources(k->conf, k->def, err);
+	if (r >= 0) {
+		HostMemory need = host_memory_of(k->def, scope_slice());
+
+		r = host_check_memory(&need, NULL, err); /* it takes it little by little, if ever: nothing is promised */
+	}
 	return r < 0 ? r : machine_start(k, false, err);
 }
 

@@ -451,6 +451,7 @@ static void drop_contents(Move *m)
 {
 	drop_sources(m);
 	m->up = upgrade_free(m->up);
+	room_free(m->room);
 	m->data = data_free(m->data);
 	m->link = link_free(m->link);
 	ct_follow_free(m->follow);

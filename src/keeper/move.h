@@ -113,6 +113,8 @@ struct Move {
 	CtApply *apply;
 	CtApplyStats applied; /* once it is settled */
 
+	Room *room; /* memory that this host promised to it, vm/room.h; NULL: none, or it has it */
+
 	struct Upgrade *up; /* an upgrade, keeper/upgrade.h; NULL: a migration */
 
 	/* target */
@@ -344,10 +346,11 @@ int do_fall_back(Move *m);
 /**
  * target_admit() - whether this host takes the VM of a Prepare: name, transport, policy, disks, resources
  * @ret: its definition, with this host's QEMU program
+ * @ret_room: the memory that is promised to it; NULL: it takes none
  *
  * Return: 0, or negative errno with @err and hint set; nothing has been changed.
  */
-int target_admit(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Error **err);
+int target_admit(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Room **ret_room, Error **err);
 
 /* ---- target.c, owner.c ---- */
 int do_start_qemu(Move *m);

@@ -57,6 +57,8 @@ static void own(Move *m)
 	(void)rename(from, to);
 	(void)unlink(note);
 	(void)unlink(marker);
+	room_free(TAKE_PTR(m->room));
+	m->progress = sd_event_source_disable_unref(m->progress);
 	k->arrived = true;
 	move_fact(m, MOVE_FACT_OWNER, true);
 	keeper_history(k, "arrived",
@@ -157,6 +159,8 @@ void target_end(Move *m)
 	(void)unlink(marker);
 	(void)unlink(definition);
 	m->from = NULL;
+	room_free(TAKE_PTR(m->room));
+	m->progress = sd_event_source_disable_unref(m->progress);
 	ct_apply_free(TAKE_PTR(m->apply));
 	keeper_lease_drop(k);
 	keeper_set_state(k, VM_SHUTOFF, "failed");

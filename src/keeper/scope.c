@@ -1,7 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "keeper/scope.h"
 
+#include <errno.h>
+#include <inttypes.h>
 #include <unistd.h>
+
+
+#define SLICE "machine.slice"
+
+const char *scope_slice(void)
+{
+	return access("/run/systemd/system", F_OK) < 0 ? NULL : "/" SLICE;
+}
 
 static int on_started(sd_bus_message *reply, void *userdata, sd_bus_error *error)
 {
@@ -28,7 +38,7 @@ static int send_request(Keeper *k, const QemuProcess *qemu, sd_bus *bus)
 	if (r >= 0)
 		r = sd_bus_message_append(m, "ss", unit, "replace");
 	if (r >= 0)
-		r = sd_bus_message_append(m, "a(sv)", 5, "Description", "s", description, "Slice", "s", "machine.slice",
+		r = sd_bus_message_append(m, "a(sv)", 5, "Description", "s", description, "Slice", "s", SLICE,
 					  "PIDs", "au", 1, (uint32_t)qemu->pid, "Before", "as", 1,
 					  "vmferry-guests.service", "CollectMode", "s", "inactive-or-failed");
 	if (r >= 0)
@@ -42,7 +52,7 @@ void scope_start(Keeper *k, const QemuProcess *qemu)
 	sd_bus *bus = NULL;
 	int r;
 
-	if (access("/run/systemd/system", F_OK) < 0)
+	if (!scope_slice())
 		return;
 	r = sd_bus_open_system(&bus);
 	if (r >= 0)
@@ -53,4 +63,17 @@ void scope_start(Keeper *k, const QemuProcess *qemu)
 		log_warning("systemd does not give QEMU a scope of its own: %s", strerror(-r));
 	k->systemd_bus = sd_bus_flush_close_unref(k->systemd_bus);
 	k->systemd_bus = TAKE_PTR(bus);
+}
+
+int scope_check(const QemuProcess *qemu, const VmDefinition *def, Error **err)
+{
+	_cleanup_free_ char *ours = room_own_cgroup(0), *path = room_own_cgroup(qemu->pid);
+	uint64_t room = streq_null(ours, path) ? UINT64_MAX : room_cgroup(cgroup_dir(), path);
+
+	if (def->memory_backing == MEMORY_HUGE || def->memory <= room)
+		return 0;
+	error_set(err, -ENOMEM, "memory: %" PRIu64 " MiB wanted, QEMU's control group %s leaves %" PRIu64 " MiB",
+		  def->memory >> 20, path, room >> 20);
+	error_hint(err, "raise its memory.max: systemctl cat machine.slice '%s'", strrchr(path, '/') + 1);
+	return -ENOMEM;
 }

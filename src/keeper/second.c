@@ -8,7 +8,6 @@
 
 #include "keeper/scope.h"
 #include "keeper/upgrade.h"
-#include "vm/room.h"
 
 /* ---- its end ---- */
 
@@ -79,7 +78,6 @@ Upgrade *upgrade_free(Upgrade *up)
 	if (up->qmp)
 		qmp_free(up->qmp);
 	qemu_process_free(up->other);
-	room_free(up->room);
 	vm_definition_free(up->def);
 	fd_close(up->serial_fd);
 	fd_close(up->viewers_fd);

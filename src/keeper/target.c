@@ -7,12 +7,14 @@
 #include "basic/tcp.h"
 #include "keeper/move.h"
 #include "keeper/prove.h"
+#include "keeper/scope.h"
 #include "keeper/tls.h"
 #include "qemu/tap.h"
 
 #define DATA_FD_NAME "vmferry-data"
+#define LOOK_USEC (500 * USEC_PER_MSEC)
 
-static int begin(PeerConnection *c, PrepareCookie *p, VmDefinition *def, sd_bus_message *message)
+static int begin(PeerConnection *c, PrepareCookie *p, VmDefinition *def, Room *room, sd_bus_message *message)
 {
 	Keeper *k = c->keeper;
 	Move *m = k->move;
@@ -23,6 +25,7 @@ static int begin(PeerConnection *c, PrepareCookie *p, VmDefinition *def, sd_bus_
 	m->prepare = *p;
 	*p = (PrepareCookie){};
 	m->from = c;
+	m->room = room;
 	m->prepare_message = sd_bus_message_ref(message);
 	m->was_running = streq(m->prepare.run_state, "running");
 	m->token = text_random_id();
@@ -60,11 +63,12 @@ int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *err
 	_cleanup_error_ Error *err = NULL;
 	PrepareCookie p = {};
 	VmDefinition *def = NULL;
+	Room *room = NULL;
 	int r;
 
 	r = cookie_read(message, &prepare_cookie, peer_features, &p, &err);
 	if (r >= 0)
-		r = target_admit(c, &p, &def, &err);
+		r = target_admit(c, &p, &def, &room, &err);
 	if (r >= 0 && p.check_only) {
 		const char *advice = qemu_memory_advice(def);
 		PrepareReply reply = {};
@@ -76,7 +80,7 @@ int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *err
 		r = reply_prepare(message, &reply);
 		strv_free(reply.warnings);
 	} else if (r >= 0) {
-		r = begin(c, &p, def, message);
+		r = begin(c, &p, def, room, message);
 	} else {
 		log_warning("refused %s from %s: %s", k->name, c->host_name, err->message);
 		r = bus_error(error, "Denied", err);
@@ -184,6 +188,10 @@ void move_qemu_ready(Move *m)
 
 	if (m->state != MOVE_T_PREP)
 		return;
+	if (scope_check(m->k->qemu, m->k->def, &err) < 0) {
+		move_fail(m, err);
+		return;
+	}
 	if (m->prepare.psk) {
 		if (tls_object(m->k, m->id, m->prepare.psk, "server", &object, &err) < 0) {
 			move_fail(m, err);
@@ -217,6 +225,19 @@ static int on_nothing_came(sd_event_source *source, uint64_t usec, void *userdat
 	return 0;
 }
 
+/* What has arrived is seen in the kernel's figures: it is promised no more. */
+static int on_look(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	Move *m = userdata;
+
+	(void)usec;
+	if (m->k->qemu)
+		room_used(m->room, qemu_process_memory(m->k->qemu));
+	sd_event_source_set_time_relative(source, LOOK_USEC);
+	sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+	return 0;
+}
+
 int do_prepare_reply(Move *m)
 {
 	_cleanup_free_ char *path = runtime_path(m->k->name, "peer"), *cert_subject = graphics_cert_subject(m->k->def);
@@ -246,9 +267,11 @@ int do_prepare_reply(Move *m)
 	sink_tell(m, &reply);
 	r = reply_prepare(m->prepare_message, &reply);
 	m->prepare_message = sd_bus_message_unref(m->prepare_message);
-	if (!(m->facts & MOVE_FACT_OFFLINE))
+	if (!(m->facts & MOVE_FACT_OFFLINE)) {
 		(void)sd_event_add_time_relative(m->k->event, &m->timeout, CLOCK_MONOTONIC,
 						 m->deadlines.prepare, 0, on_nothing_came, m);
+		(void)sd_event_add_time_relative(m->k->event, &m->progress, CLOCK_MONOTONIC, LOOK_USEC, 0, on_look, m);
+	}
 	return r;
 }
 

@@ -8,13 +8,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "vm/room.h"
+#include "keeper/scope.h"
 
 #define STREAM_FD_NAME "vmferry-upgrade"
 #define COPY_THROTTLE 99 /* percent of a guest's time that it may lose where it writes faster than a copy gets on */
-#define MEMORY_OF_A_QEMU                                                                                               \
-	((uint64_t)48 << 20) /* what a second one takes beside the guest's memory, measured: 36 MiB                    \
-			      */
 
 void upgrade_options_clear(UpgradeOptions *o)
 {
@@ -222,33 +219,27 @@ static bool memory_is_there(Keeper *k, const VmDefinition *def, UpgradeWay way)
 
 static int check_host(Keeper *k, const VmDefinition *def, UpgradeWay way, const char *save_dir, Room **ret, Error **err)
 {
-	VmDefinition need = *def;
-	_cleanup_(room_freep)
-	Room *room = NULL;
+	HostMemory need = host_memory_of(def, scope_slice());
 	uint64_t file = 0; /* bytes of memory that it takes */
-	int r = room_open(&room, err);
-
-	if (r < 0)
-		return r;
+	int r = host_check_resources(k->conf, def, err);
 
 	if (memory_is_there(k, def, way)) {
-		need.memory = MEMORY_OF_A_QEMU;
-		need.memory_backing = MEMORY_SHARED;
-	} else if (need.memory_backing != MEMORY_HUGE) {
-		need.memory += MEMORY_OF_A_QEMU;
+		need.bytes = HOST_MEMORY_OF_A_QEMU;
+		need.huge = 0;
 	}
-	r = host_check_resources(k->conf, &need, err);
+	if (r >= 0 && way == WAY_SAVE)
+		r = save_check(def, save_dir, &file, err);
+	need.bytes += file;
+	if (r >= 0)
+		r = host_check_memory(&need, ret, err);
 	if (r == -ENOMEM && way == WAY_COPY) {
 		error_prefix(err, "the guest's memory has to be copied, and then it is there twice: ");
 		error_hint_more(err, "or let the guest stand still while it goes through a file, which may be on a "
 				     "disk: --way=save --save-dir=DIR");
+	} else if (r == -ENOMEM && file) {
+		error_prefix(err, "the file that the guest is saved to lies in memory: ");
+		error_hint_more(err, "or name a directory on a disk: --save-dir=DIR");
 	}
-	if (r >= 0 && way == WAY_SAVE)
-		r = save_check(k->conf, def, save_dir, &file, err);
-	if (r >= 0)
-		r = room_promise(room, file + (need.memory_backing == MEMORY_HUGE ? 0 : need.memory), err);
-	if (r >= 0)
-		*ret = TAKE_PTR(room);
 	return r;
 }
 
@@ -292,7 +283,7 @@ static Upgrade *upgrade_new(Move *m, VmDefinition *def, UpgradeWay way)
 			.from_binary = xstrdup(k->def->binary),
 			.to_binary = xstrdup(def->binary),
 			.from_version = k->qemu_version ? xstrdup(k->qemu_version) : NULL,
-			.memory_needed = MEMORY_OF_A_QEMU + (way == WAY_COPY	? def->memory
+			.memory_needed = HOST_MEMORY_OF_A_QEMU + (way == WAY_COPY	? def->memory
 							     : way == WAY_SAVE ? saved_size_max(def)
 									       : 0)};
 	return up;
@@ -327,7 +318,7 @@ int upgrade_start(Keeper *k, UpgradeOptions *options, sd_bus_message *check, Err
 	m->state = MOVE_S_IDLE;
 	memcpy(m->id, id, sizeof(m->id));
 	m->up = upgrade_new(m, def, way);
-	m->up->room = room;
+	m->room = room;
 	if (way == WAY_SAVE)
 		m->up->saved = saved_new(k->name, m->id, options->save_dir);
 	m->up->binary = TAKE_PTR(options->binary);
@@ -482,9 +473,14 @@ int do_set_up_both(Move *m)
 {
 	Upgrade *up = m->up;
 	Qmp *both[] = {m->k->qmp, up->qmp};
+	Error *err = NULL;
 
 	if (!both[0] || !both[1])
 		return -ENOTCONN; /* one of them is going: its exit is the error */
+	if (up->way == WAY_COPY && scope_check(up->other, up->def, &err) < 0) {
+		move_error(m, err);
+		return -ENOMEM;
+	}
 	if (up->way != WAY_SAVE && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, up->stream) < 0)
 		return -errno;
 	up->pending = 1; /* held until all is on its way */
@@ -505,15 +501,8 @@ int do_set_up_both(Move *m)
 
 void upgrade_progress(Move *m)
 {
-	_cleanup_fd_ int fd = m->up->way == WAY_COPY && m->up->other ? qemu_process_memfd(m->up->other) : -1;
-	uint64_t used;
-	struct stat st;
-
-	if (fd < 0 || fstat(fd, &st) < 0)
-		return;
-	used = (uint64_t)st.st_blocks * 512;
-	if (used < m->up->memory_needed)
-		room_left(m->up->room, m->up->memory_needed - used);
+	if (m->up->way == WAY_COPY && m->up->other)
+		room_used(m->room, qemu_process_memory(m->up->other));
 }
 
 /* ---- the switch ---- */

@@ -42,7 +42,6 @@ typedef struct Upgrade {
 	bool other_killed, taps_attached, resumed, changed_over;
 	char *from_binary, *to_binary, *from_version, *to_version;
 	uint64_t memory_needed; /* bytes, beyond what the guest has */
-	struct Room *room;	/* and these are promised to it */
 	uint64_t spawned, ready, opened, killed, reaped; /* CLOCK_MONOTONIC, microseconds */
 	/* --way=save, save.c */
 	Saved *saved;
@@ -93,7 +92,7 @@ Upgrade *upgrade_free(Upgrade *up);
  *
  * Return: 0 or negative errno with @err set.
  */
-int save_check(const HostConf *conf, const VmDefinition *def, const char *dir, uint64_t *ret_memory, Error **err);
+int save_check(const VmDefinition *def, const char *dir, uint64_t *ret_memory, Error **err);
 /** save_note() - before the note of the upgrade: an empty file, and a record of it */
 int save_note(Upgrade *up, Error **err);
 /** save_end() - the file is removed, unless it has the guest: then @m's error says so */

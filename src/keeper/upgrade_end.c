@@ -6,7 +6,6 @@
 #include <inttypes.h>
 #include <unistd.h>
 
-#include "vm/room.h"
 
 /* ---- the end ---- */
 
@@ -60,7 +59,7 @@ int upgrade_end(Move *m)
 	}
 	m->status = status_of(m);
 	tidy_up(m); /* before the note goes: a keeper that finds none takes the definition that is there */
-	room_free(TAKE_PTR(m->up->room));
+	room_free(TAKE_PTR(m->room));
 	move_let_go(m);
 	save_end(m); /* and a file after that: a keeper that finds no note knows that it is of no use */
 	tell_state(m);

@@ -21,6 +21,7 @@
 #define LAST_WORDS_BYTES 4096
 #define WORDS_MAX (256 * 1024)
 #define LAST_WORDS_MAX 400
+#define STATUS_MAX (64 * 1024)
 
 void qemu_process_free(QemuProcess *process)
 {
@@ -182,6 +183,19 @@ int qemu_process_memfd(const QemuProcess *process)
 		return -errno;
 	r = still_alive(process);
 	return r < 0 ? r : TAKE_FD(fd);
+}
+
+uint64_t qemu_process_memory(const QemuProcess *process)
+{
+	static const char key[] = "\nRssAnon:";
+	_cleanup_free_ char *path = xasprintf("/proc/%d/status", (int)process->pid), *text = NULL;
+	_cleanup_fd_ int fd = qemu_process_memfd(process);
+	const char *own = file_read(path, STATUS_MAX, &text, NULL) < 0 ? NULL : strstr(text, key);
+	struct stat st = {};
+
+	if (still_alive(process) < 0 || (fd >= 0 && fstat(fd, &st) < 0))
+		return 0;
+	return (uint64_t)st.st_blocks * 512 + (own ? strtoull(own + strlen(key), NULL, 10) * 1024 : 0);
 }
 
 int qemu_process_tap_fd(const QemuProcess *process, size_t index)

@@ -79,6 +79,9 @@ DEFINE_CLEANUP(QemuProcess *, qemu_process_free)
  */
 int qemu_process_memfd(const QemuProcess *process);
 
+/** qemu_process_memory() - bytes that it and its guest's memory take by now, 0 if it is gone. proc(5): RssAnon; stat(2) */
+uint64_t qemu_process_memory(const QemuProcess *process);
+
 /**
  * qemu_process_tap_fd() - a copy of the tap fd of NIC number @index (pidfd_getfd), for injecting frames "from the guest"
  *

@@ -3,6 +3,7 @@
 
 #include "basic/error.h"
 #include "vm/definition.h"
+#include "vm/room.h"
 
 /* host.conf (vmferry-host.conf(5)): this host as a whole, and what it takes from others. */
 
@@ -83,8 +84,36 @@ int host_policy_check(const HostConf *conf, const char *peer_id, const char *pee
 
 /**
  * host_check_resources() - whether this host has what the definition needs: bridges, disk files (openable, right kind),
- * kernel, initrd, firmware, the QEMU program, memory (MemAvailable and what the control groups leave, less what is promised: room.h)
+ * kernel, initrd, firmware, the QEMU program
  *
- * Return: 0, or negative errno with @err and hint set; -EAGAIN: there is memory, but it is promised to others.
+ * Return: 0, or negative errno with @err and hint set.
  */
 int host_check_resources(const HostConf *conf, const VmDefinition *def, Error **err);
+
+#define HOST_MEMORY_OF_A_QEMU ((uint64_t)48 << 20) /* what one takes beside the guest's memory, measured: 36 MiB */
+
+/**
+ * struct HostMemory - memory that is about to be used
+ * @name:   the VM that is to use it
+ * @bytes:  in ordinary pages
+ * @huge:   in huge pages; they need no promise, the kernel has them reserved when QEMU's file is made
+ * @cgroup: the control group that it will count for, "/machine.slice"; NULL: this process's
+ */
+typedef struct HostMemory {
+	const char *name;
+	uint64_t bytes, huge;
+	const char *cgroup;
+} HostMemory;
+
+/** host_memory_of() - what a QEMU with all of @def's memory takes; @def and @cgroup are borrowed */
+HostMemory host_memory_of(const VmDefinition *def, const char *cgroup);
+
+/**
+ * host_check_memory() - whether there is memory: MemAvailable and what the control groups leave, less what is promised to
+ * others (room.h); free huge pages
+ * @ret: it is promised to @need->name, in the same step, so that no two are told of the same memory; free the promise
+ *       when it is in use. NULL: only looked for
+ *
+ * Return: 0, or negative errno with @err and hint set; -ENOMEM; -EAGAIN: there is memory, but it is promised to others.
+ */
+int host_check_memory(const HostMemory *need, Room **ret, Error **err);

@@ -18,9 +18,8 @@
 #include "basic/paths.h"
 #include "basic/text.h"
 #include "host.h"
-#include "room.h"
 
-/* Whether this host has what a definition needs. Nothing is changed, nothing is kept. */
+/* Whether this host has what a definition needs. Nothing is changed, and nothing is kept but a promise of memory. */
 
 typedef struct Need {
 	const HostConf *conf;
@@ -204,49 +203,80 @@ static uint64_t meminfo(const char *text, const char *key)
 	return 0;
 }
 
-/* KiB that are available: to the host, and to the control groups that we are in. */
-static uint64_t available(const char *info)
+HostMemory host_memory_of(const VmDefinition *def, const char *cgroup)
 {
-	_cleanup_free_ char *self = NULL;
-	uint64_t host = meminfo(info, "MemAvailable"), here;
+	bool huge = def->memory_backing == MEMORY_HUGE;
 
-	if (file_read("/proc/self/cgroup", 64 * 1024, &self, NULL) < 0)
-		return host;
-	here = room_cgroup(cgroup_dir(), self) >> 10;
+	return (HostMemory){.name = def->name,
+			    .bytes = HOST_MEMORY_OF_A_QEMU + (huge ? 0 : def->memory),
+			    .huge = huge ? def->memory : 0,
+			    .cgroup = cgroup};
+}
+
+/* What is reserved is still called free: hugetlbpage.rst in the kernel's Documentation/admin-guide/mm. */
+static int look_for_huge_pages(const char *info, uint64_t wanted, Error **err)
+{
+	uint64_t all = meminfo(info, "HugePages_Free"), reserved = meminfo(info, "HugePages_Rsvd"),
+		 have = reserved < all ? (all - reserved) * meminfo(info, "Hugepagesize") << 10 : 0;
+
+	if (wanted <= have)
+		return 0;
+	error_set(err, -ENOMEM, "memory: %" PRIu64 " MiB wanted, %" PRIu64 " MiB free in huge pages", wanted >> 20,
+		  have >> 20);
+	error_hint(err, "sysctl vm.nr_hugepages reserves more");
+	return -ENOMEM;
+}
+
+/* Bytes that are available: to the host, and to the control group that it is to be in. */
+static uint64_t available(const char *info, const HostMemory *need)
+{
+	_cleanup_free_ char *own = need->cgroup ? xstrdup(need->cgroup) : room_own_cgroup(0);
+	uint64_t host = meminfo(info, "MemAvailable") << 10, here = room_cgroup(cgroup_dir(), own);
+
 	return here < host ? here : host;
 }
 
-static int check_memory(const Need *need)
+static int look_for_memory(const HostMemory *need, Error **err)
 {
-	_cleanup_free_ char *text = NULL;
-	bool huge = need->def->memory_backing == MEMORY_HUGE;
-	uint64_t have, promised = huge ? 0 : room_promised() >> 10, wanted = need->def->memory >> 10;
-	int r;
+	_cleanup_free_ char *info = NULL, *whom = NULL;
+	uint64_t have, promised;
+	int r = file_read("/proc/meminfo", 64 * 1024, &info, NULL);
 
-	r = file_read("/proc/meminfo", 64 * 1024, &text, NULL);
 	if (r < 0)
-		return error_set(need->err, r, "cannot read /proc/meminfo: %s", strerror(-r));
-	have = huge ? meminfo(text, "HugePages_Free") * meminfo(text, "Hugepagesize") : available(text);
-	if (wanted + promised <= have)
+		return error_set(err, r, "cannot read /proc/meminfo: %s", strerror(-r));
+	r = look_for_huge_pages(info, need->huge, err);
+	if (r < 0)
+		return r;
+	have = available(info, need);
+	promised = room_promised(&whom);
+	if (need->bytes <= have && promised <= have - need->bytes)
 		return 0;
-	if (wanted <= have) {
-		error_set(need->err, -EAGAIN,
-			  "memory: %" PRIu64 " MiB wanted, %" PRIu64 " MiB available, of which upgrades under way are "
-			  "promised %" PRIu64 " MiB",
-			  wanted >> 10, have >> 10, promised >> 10);
-		error_hint(need->err, "try again when they have ended");
-		return -EAGAIN;
-	}
-	error_set(need->err, -ENOMEM, "memory: %" PRIu64 " MiB wanted, %" PRIu64 " MiB %s", wanted >> 10, have >> 10,
-		  huge ? "free in huge pages" : "available");
-	error_hint(need->err, huge ? "sysctl vm.nr_hugepages reserves more" : "stop or move another VM");
-	return -ENOMEM;
+	r = need->bytes <= have ? -EAGAIN : -ENOMEM;
+	error_set(err, r, "memory: %" PRIu64 " MiB wanted, %" PRIu64 " MiB available%s%s", need->bytes >> 20, have >> 20,
+		  promised ? ", of which are promised: " : "", whom);
+	error_hint(err, r == -EAGAIN ? "try again when they have what they were promised" : "stop or move another VM");
+	return r;
+}
+
+int host_check_memory(const HostMemory *need, Room **ret, Error **err)
+{
+	_cleanup_(room_freep)
+	Room *room = NULL;
+	int r = ret ? room_open(need->name, &room, err) : 0;
+
+	if (r >= 0)
+		r = look_for_memory(need, err);
+	if (r >= 0 && room)
+		r = room_promise(room, need->bytes, err);
+	if (r >= 0 && room)
+		*ret = TAKE_PTR(room);
+	return r;
 }
 
 int host_check_resources(const HostConf *conf, const VmDefinition *def, Error **err)
 {
 	static int (*const checks[])(const Need *) = {
-		check_program, check_nics, check_disks, check_files, check_memory,
+		check_program, check_nics, check_disks, check_files,
 	};
 	const Need need = {conf, def, err};
 	int r = 0;

@@ -138,7 +138,7 @@ DISK = {"format": "raw", "shared": True}
     ({"definition": definition({"bridge": "mig0"})}, "bridge mig0", "receive { bridges }"),
     ({"definition": definition({"bridge": "br0;id"})}, "br0;id", "15 at most"),
     ({"definition": definition({"bridge": "../br0"})}, "../br0", "15 at most"),
-    ({"definition": definition(memory="4T")}, "4194304 MiB wanted", "stop or move another VM"),
+    ({"definition": definition(memory="4T")}, "4194352 MiB wanted", "stop or move another VM"),
     ({"definition": definition(memory="16T")}, "more than 8388608 MiB", "receive { max-memory }"),
     ({"definition": definition(kernel="/etc/shadow")}, "kernel: /etc/shadow", "receive { disk-paths }"),
     ({"definition": definition(firmware="/proc/self/environ")}, "firmware: /proc/self/environ", "receive { disk-paths }"),

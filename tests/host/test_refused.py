@@ -10,8 +10,9 @@ import socket
 import time
 
 import pytest
+from faults import Injector
 from stays import Stays, small
-from testbed import BUILD, Testbed, section
+from testbed import BUILD, Testbed, build_option, section
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -318,6 +319,94 @@ def other_definition(bed, path, vm="web1", **change):
 def test_target_lacks(bed, vm, tmp_path, change, words, hint):
     with vm.unmoved():
         refused(bed, words, hint, other_definition(bed, tmp_path / "there.vm", **change))
+
+
+@contextlib.contextmanager
+def two_small_ones(bed):
+    names = ["one", "other"]
+    for number, name in enumerate(names):
+        small(bed.a, name, 63 + number)
+        bed.a.vmferry("start", name)
+    try:
+        yield names
+    finally:
+        for host in bed.hosts[:2]:
+            for name in names:
+                host.vmferry("kill", name, check=False)
+                host.wait_clean(name)
+                forget(host, name)
+
+
+def limited(bed, mib):
+    """b as a destination whose keepers are in a control group with that much room."""
+    group = bed.b.dir / "cgroup"
+    group.mkdir(exist_ok=True)
+    (group / "memory.current").write_text("0\n")
+    (group / "memory.max").write_text(f"{mib << 20}\n")
+    return bed.b.exec_destination("env", f"VMFERRY_CGROUP_DIR={group}", "vmferry", "receive")
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+def test_room_for_one_at_a_time(bed):
+    """Each of two alone has room: while one is on its way the other is refused, in Prepare, and the refusal says for whom.
+
+    What was promised is given back when it comes to nothing, and when it has arrived.
+    """
+    words, destination = ["80 MiB wanted, 159 MiB available", "promised: one 80 MiB"], limited(bed, 159)
+    with two_small_ones(bed) as (one, other):
+        seen = []
+
+        def meanwhile(word=""):
+            refused(bed, words, "try again", vm=other, to=destination, phase="Prepare")
+            seen.append(word)
+            return word
+
+        injector = Injector([bed.b])
+        try:
+            for word, status in (("link", "failed"), ("", "completed")):
+                injector.begin({(bed.b, "PREPARE_REPLY", "before"): lambda: meanwhile(word)})
+                assert bed.a.migrate(one, destination, check=False)["status"] == status
+                assert seen.pop() == word
+        finally:
+            injector.close()
+        bed.a.migrate(other, destination)
+        assert {bed.b.status(name)["state"] for name in (one, other)} == {"running"}
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+def test_group_of_qemu(bed):
+    """Under systemd QEMU gets a control group of its own; here it is put into one. What limits that one counts, too."""
+    try:
+        [mount] = [line.split()[1] for line in open("/proc/mounts") if line.split()[2] == "cgroup2"]
+        group = pathlib.Path(mount) / f"vmferry-test-{os.getpid()}"
+        group.mkdir()
+    except (OSError, ValueError):
+        pytest.skip("no control groups (v2) to make one in")
+    destination = limited(bed, 1000)
+    scope = bed.b.dir / "cgroup" / group.name
+    scope.mkdir()
+    (scope / "memory.max").write_text(f"{31 << 20}\n")
+
+    def put_there():
+        [qemu] = [p for p, line in bed.b.processes().items() if "guest=one," in line]
+        (group / "cgroup.procs").write_text(str(qemu))
+
+    try:
+        with two_small_ones(bed) as (one, _):
+            injector = Injector([bed.b])
+            try:
+                words = ["memory: 32 MiB wanted", f"/{group.name} leaves 31 MiB"]
+                injector.begin({(bed.b, "START_QEMU", "after"): put_there})
+                refused(bed, words, "memory.max", vm=one, to=destination, phase="Prepare", check=False)
+                assert injector.struck
+                (scope / "memory.max").write_text(f"{32 << 20}\n")
+                injector.begin({(bed.b, "START_QEMU", "after"): put_there})
+                bed.a.migrate(one, destination)
+                assert injector.struck
+            finally:
+                injector.close()
+    finally:
+        group.rmdir()
 
 
 @pytest.mark.parametrize("key, value", [("cpu", "max"), ("mac", "52:54:00:00:00:01"), ("uuid", "11111111-2222-4333-8444-555555555555")])

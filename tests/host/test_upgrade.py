@@ -485,7 +485,7 @@ def test_room_that_is_promised(bed, limited):
         bed.a.vmferry("upgrade", one)
     finally:
         injector.close()
-    assert refused[0].returncode == 1 and "are promised 80 MiB" in refused[0].stderr and "try again" in refused[0].stderr, refused
+    assert refused[0].returncode == 1 and "are promised: limited27 80 MiB" in refused[0].stderr and "try again" in refused[0].stderr, refused
     assert bed.a.vmferry_json("upgrade", other)["status"] == "completed"
 
 

@@ -377,16 +377,66 @@ static void test_resources(void **state)
 
 static void test_resources_memory(void **state)
 {
-	_cleanup_(host_conf_freep)
-	HostConf *conf = parse_host(ID);
 	_cleanup_(vm_definition_freep)
-	VmDefinition *def = parse_vm("memory = 64M kernel = /bin/true binary = true");
-	_cleanup_error_ Error *err = NULL;
+	VmDefinition *def = parse_vm("memory = 64M"), *huge = parse_vm("memory = 64M memory-backing = huge");
+	HostMemory need = host_memory_of(def, NULL);
+	_cleanup_error_ Error *err = NULL, *no_pages = NULL;
 	(void)state;
 
-	def->memory = 1ULL << 55;
-	assert_int_equal(host_check_resources(conf, def, &err), -ENOMEM);
+	assert_true(need.bytes == (64 + 48) << 20 && need.huge == 0);
+	assert_string_equal(need.name, def->name);
+	assert_int_equal(host_check_memory(&need, NULL, NULL), 0);
+	need.bytes = 1ULL << 55;
+	assert_int_equal(host_check_memory(&need, NULL, &err), -ENOMEM);
+	assert_non_null(strstr(err->message, "memory: 34359738368 MiB wanted"));
 	assert_non_null(strstr(err->message, "MiB available"));
+	need = host_memory_of(huge, NULL);
+	assert_true(need.bytes == 48 << 20 && need.huge == 64 << 20);
+	need.huge = 1ULL << 55;
+	assert_int_equal(host_check_memory(&need, NULL, &no_pages), -ENOMEM);
+	assert_non_null(strstr(no_pages->message, "MiB free in huge pages"));
+}
+
+/* Under systemd QEMU is in another control group than we are: its limit counts, with what is promised to others. */
+static void test_resources_promised(void **state)
+{
+	char base[] = "/tmp/vmferry-test-host.XXXXXX";
+	_cleanup_(vm_definition_freep)
+	VmDefinition *def = parse_vm("memory = 64M");
+	HostMemory need = host_memory_of(def, "/machine.slice");
+	_cleanup_error_ Error *less = NULL, *taken = NULL;
+	_cleanup_free_ char *slice = NULL, *max = NULL, *vm = NULL, *other = NULL;
+	Room *room = NULL, *second = NULL;
+	(void)state;
+
+	assert_non_null(mkdtemp(base));
+	slice = xasprintf("%s/machine.slice", base);
+	max = xasprintf("%s/memory.max", slice);
+	vm = xasprintf("%s/%s", base, def->name);
+	other = xasprintf("%s/other", base);
+	assert_int_equal(dir_make(slice, 0755) + dir_make(vm, 0711) + dir_make(other, 0711), 0);
+	assert_int_equal(setenv("VMFERRY_CGROUP_DIR", base, 1) + setenv("VMFERRY_RUNTIME_DIR", base, 1), 0);
+
+	assert_int_equal(file_write(max, "117440511\n", 10, 0644, false), 0);
+	assert_int_equal(host_check_memory(&need, &room, &less), -ENOMEM);
+	assert_string_equal(less->message, "memory: 112 MiB wanted, 111 MiB available");
+	assert_null(room);
+
+	assert_int_equal(file_write(max, "234881024\n", 10, 0644, false), 0); /* two of them */
+	assert_int_equal(host_check_memory(&need, &room, NULL), 0);
+	need.name = "other";
+	need.bytes++;
+	assert_int_equal(host_check_memory(&need, &second, &taken), -EAGAIN);
+	assert_null(second);
+	assert_non_null(strstr(taken->message, "memory: 112 MiB wanted, 224 MiB available, of which are promised: "));
+	assert_non_null(strstr(taken->message, " 112 MiB"));
+	assert_non_null(strstr(taken->message, def->name));
+	need.bytes--;
+	assert_int_equal(host_check_memory(&need, &second, NULL), 0);
+	room_free(second);
+	room_free(room);
+	assert_int_equal(unsetenv("VMFERRY_CGROUP_DIR") + unsetenv("VMFERRY_RUNTIME_DIR"), 0);
+	assert_int_equal(dir_remove(base), 0);
 }
 
 static void test_load(void **state)
@@ -431,6 +481,7 @@ int main(void)
 		cmocka_unit_test(test_policy_hostile_name),
 		cmocka_unit_test(test_resources),
 		cmocka_unit_test(test_resources_memory),
+		cmocka_unit_test(test_resources_promised),
 		cmocka_unit_test(test_load),
 	};
 
