@@ -113,6 +113,10 @@ UPGRADE_SEEDS = [
     Seed("the end before the old one is gone", [("U_RESUMING", "CONT_OK", "ANNOUNCE", "S_IDLE", ["END"])]),
     Seed("a guest that shuts down while no keeper is there is not seen", frame="UNSEEN_OFF"),
     Seed("who had the guest dies before it is asked, and nobody looks for the other one", frame="UNASKED"),
+    Seed("SIGKILL to the old one before the new one has the lease", [("U_OPEN", "DATA_READY", "SHARE_LEASE", "U_PERFORM", ["START_UPGRADE"])]),
+    Seed("the lease is the old one's alone before it is decided", [("U_LOAD", "LOADED", "", "U_CHECK", ["OWN_LEASE"])]),
+    Seed("the lease stays shared after an upgrade", [("U_REAP", "QEMU_GONE", "OWN_LEASE", "S_IDLE", ["END"])]),
+    Seed("the lease stays shared on the way back", [("S_CANCEL", "SETTLED", "OWN_LEASE", "S_IDLE", ["CONT_BACK", "SEND_ABORT", "END"])]),
     Seed("saved: SIGKILL before the record", [("U_SAVED", "ENTER", "COMMIT_SAVE", "U_QUIT", [])]),
     Seed("saved: a record that could not be written is carried out", [("U_SAVED", "ACTION_FAILED", "", "U_QUIT", [])]),
     Seed("saved: the old one resumes after the commit", [("U_QUIT", "ENTER", "KILL_SAVED", "S_CANCEL", [])]),
@@ -126,6 +130,7 @@ UPGRADE_SEEDS = [
     Seed("saved: the file goes at the end, though it has the guest", frame="FILE_DROPPED", faults=3),
     Seed("saved: a keeper that comes back does not look at the file", frame="SAVED_UNSEEN"),
     Seed("saved: a file that is used up is loaded again", frame="USED_AGAIN"),
+    Seed("saved: the guest goes on though another host has taken the lease", frame="TAKEN"),
 ]
 
 

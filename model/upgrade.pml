@@ -7,6 +7,8 @@
  * the keeper, not the host. Each upgrade goes by memory that both have, or through a file; what is recorded of the file
  * outlives the host, the file itself may.
  *
+ * A guest that runs has a lease, which other hosts want, too: each QEMU holds it, alone or with the other one, or does not.
+ *
  * FAULTS: at most so many in a run; ATTEMPTS: upgrades, one after the other; PAUSED: 1 for a guest that was paused; SEED:
  * which of model/rows.py's bugs is in. RUNTIME: the verifier takes all of them from its environment.
  */
@@ -55,6 +57,11 @@ byte FAULTS, ATTEMPTS, PAUSED, SEED;
 #define PART 1
 #define FULL 2
 
+/* What a QEMU holds of the lease. */
+#define NOT_HELD 0
+#define SHARED 1
+#define ALONE 2
+
 /* The two of them, and what the record says. Before another attempt the one that is left becomes the old one. */
 #define OLD 0
 #define NEW 1
@@ -72,10 +79,11 @@ bool dead[2];	       /* a QEMU's end is still to be noticed */
 
 /* ---- what outlives it ---- */
 bool note, record;
-byte qemu[2];
+byte qemu[2], lease[2];
 bool sent_cont[2]; /* cont is on its way to that QEMU */
 bool sent;	   /* all of the old one's state is on its way */
 byte saved, file;  /* the record of the file; the file */
+bool taken;	   /* the lease is another host's */
 bool stale[2];	   /* the guest has run in the other one since it was here: this one must never run again */
 
 byte attempts;
@@ -127,6 +135,20 @@ inline do_START_UPGRADE()
 	sent = 0
 }
 
+inline do_SHARE_LEASE()
+{
+	lease[OLD] = (lease[OLD] == NOT_HELD -> NOT_HELD : SHARED);
+	lease[NEW] = lease[OLD]
+}
+
+/* The other one's part goes first; what is its own already stays so. */
+inline do_OWN_LEASE()
+{
+	must(!alive(other), "the lease is one QEMU's alone while both may have the guest\n");
+	lease[other] = NOT_HELD;
+	lease[mine] = (lease[mine] == NOT_HELD -> NOT_HELD : ALONE)
+}
+
 inline do_COMMIT_NEW()
 {
 	record = NEW;
@@ -139,6 +161,7 @@ inline do_KILL_OLD()
 	must(qemu[NEW] != Q_NONE, "the old one is killed although the new one is dead\n");
 	must(!alive(NEW) || has(NEW), "the old one is killed before the new one has the guest\n");
 	must(!runs(OLD), "the old one is killed while it runs\n");
+	must(PAUSED || !alive(NEW) || lease[NEW] != NOT_HELD, "the old one is killed before the new one has the lease\n");
 	qemu[OLD] = (qemu[OLD] == Q_NONE -> Q_NONE : Q_DYING);
 	sent_cont[OLD] = 0;
 	changed = 1
@@ -169,6 +192,7 @@ inline do_COMMIT_SAVE()
 inline do_KILL_SAVED()
 {
 	must(kept, "a QEMU is killed before the record says that the file has the guest\n");
+	lease[mine] = NOT_HELD;
 	qemu[mine] = (qemu[mine] == Q_NONE -> Q_NONE : Q_DYING)
 }
 
@@ -181,6 +205,7 @@ inline do_START_FILL()
 	dead[OLD] = 0;
 	dead[NEW] = 0;
 	stale[mine] = 0;
+	lease[mine] = (PAUSED -> NOT_HELD : ALONE);
 	qemu[mine] = Q_STARTS
 }
 
@@ -244,11 +269,12 @@ inline do_END()
 }
 
 #define may_fail(a)                                                                                                    \
-	(a == DO_NOTE_UPGRADE || a == DO_START_NEW || a == DO_SET_UP_BOTH || a == DO_START_UPGRADE ||                  \
-	 a == DO_COMMIT_NEW || a == DO_CLEAR_NEW || a == DO_START_SAVE || a == DO_COMMIT_SAVE || a == DO_START_FILL ||     \
+	(a == DO_NOTE_UPGRADE || a == DO_START_NEW || a == DO_SET_UP_BOTH || a == DO_SHARE_LEASE ||                    \
+	 a == DO_START_UPGRADE || a == DO_COMMIT_NEW || a == DO_CLEAR_NEW || a == DO_START_SAVE || a == DO_COMMIT_SAVE || a == DO_START_FILL ||     \
 	 a == DO_LOAD_FILE || a == DO_USE_UP)
 #define cannot(a)                                                                                                      \
 	(a == DO_START_NEW && !alive(OLD) || a == DO_SET_UP_BOTH && !(alive(OLD) && alive(NEW)) ||                     \
+	 a == DO_SHARE_LEASE && !(alive(OLD) && alive(NEW)) || a == DO_START_FILL && taken && !PAUSED && !SEED_TAKEN ||    \
 	 a == DO_START_UPGRADE && !(alive(OLD) && alive(NEW)) || a == DO_START_SAVE && !alive(OLD) ||                  \
 	 a == DO_LOAD_FILE && !alive(mine) || a == DO_FALL_BACK && fell_back)
 
@@ -290,6 +316,7 @@ inline goes_on(q)
 inline qemu_goes(q)
 {
 	qemu[q] = Q_NONE;
+	lease[q] = NOT_HELD;
 	sent_cont[q] = 0;
 	stale[q] = 0;
 	dead[q] = up[h]
@@ -493,6 +520,8 @@ end:
 				:: changed ->
 					qemu[OLD] = Q_RUNS;
 					qemu[NEW] = Q_NONE;
+					lease[OLD] = lease[NEW];
+					lease[NEW] = NOT_HELD;
 					changed = 0;
 					record = OLD
 				:: else -> qemu[OLD] = Q_RUNS
@@ -526,6 +555,9 @@ end:
 			refused = 0;
 			d_step { goes_on(mine) }
 		/* faults */
+		:: fault && lease[OLD] == NOT_HELD && lease[NEW] == NOT_HELD && !taken ->
+			faults++;
+			taken = 1
 		:: fault && up[h] ->
 			faults++;
 			if
@@ -607,6 +639,9 @@ end:
 			must(!((runs(OLD) || runs(NEW)) && kept), "it runs although the file has the guest\n");
 			must(!(runs(NEW) && record == OLD), "the new one runs before the record names it\n");
 			must(!(runs(OLD) && decided && has(NEW)), "the old one runs after the record names the new one\n");
+			must(!(runs(OLD) && lease[OLD] == NOT_HELD) && !(runs(NEW) && lease[NEW] == NOT_HELD), "it runs without its lease\n");
+			must(!(lease[OLD] == ALONE && lease[NEW] != NOT_HELD) && !(lease[NEW] == ALONE && lease[OLD] != NOT_HELD), "two hold what is one's alone\n");
+			must(!((runs(OLD) || runs(NEW)) && taken), "it runs although another host has the lease\n");
 			must(excused || has(OLD) || has(NEW) || kept, "the guest is lost\n")
 		}
 	}
@@ -630,6 +665,7 @@ active proctype clock()
 	};
 #endif
 	qemu[OLD] = Q_RUNS;
+	lease[OLD] = (PAUSED -> NOT_HELD : ALONE);
 	run host(0);
 	do
 	:: timeout ->
@@ -642,5 +678,6 @@ active proctype clock()
 	must(up[0] && !busy && !asking && !note && !dead[OLD] && !dead[NEW], "at the end: something is left over\n");
 	must(qemu[other] == Q_NONE, "at the end: two QEMUs\n");
 	must(kept || saved == NOT_SAVED && file == 0, "at the end: a file is left over\n");
+	must(lease[mine] != SHARED, "at the end: the lease is not one QEMU's alone\n");
 	must((excused || kept) && qemu[mine] == Q_NONE || PAUSED && has(mine) || runs(mine), "at the end: none runs\n")
 }

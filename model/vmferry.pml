@@ -399,6 +399,8 @@ inline do_SAY_NEVER()
 	prepares[h] = 0
 }
 
+inline do_OWN_LEASE() { skip } /* an upgrade's */
+
 inline do_END()
 {
 	if

@@ -68,6 +68,8 @@ static const MoveDo actions[] = {
 	[MOVE_DO_LOAD_FILE] = do_load_file,
 	[MOVE_DO_USE_UP] = do_use_up,
 	[MOVE_DO_FALL_BACK] = do_fall_back,
+	[MOVE_DO_SHARE_LEASE] = do_share_lease,
+	[MOVE_DO_OWN_LEASE] = do_own_lease,
 };
 static_assert(ARRAY_SIZE(actions) == _MOVE_ACTION_MAX, "a function for every action");
 

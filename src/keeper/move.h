@@ -324,6 +324,8 @@ int keeper_lease_admit(Keeper *k, const PrepareCookie *p, const VmDefinition *de
 /* ---- upgrade.c ---- */
 int do_note_upgrade(Move *m);
 int do_start_new(Move *m);
+int do_share_lease(Move *m);
+int do_own_lease(Move *m);
 int do_set_up_both(Move *m);
 int do_start_upgrade(Move *m);
 int do_commit_new(Move *m);

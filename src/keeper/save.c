@@ -115,6 +115,8 @@ int do_commit_save(Move *m)
 int do_kill_saved(Move *m)
 {
 	m->up->load_watch = sd_event_source_disable_unref(m->up->load_watch);
+	if (m->k->lease) /* the next one is to have it */
+		lease_ended(m->k->lease);
 	machine_kill(m->k);
 	return 0;
 }
@@ -138,7 +140,9 @@ static int take_lease(Upgrade *up, Error **err)
 
 	if (k->def->lease == LEASE_NONE)
 		return 0;
-	if (!k->lease)
+	if (k->lease)
+		lease_ended(k->lease); /* its QEMU may have gone by itself */
+	else
 		r = keeper_lease_open(k, false, err);
 	if (r < 0 || !up->saved->lease)
 		return r;

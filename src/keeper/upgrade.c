@@ -58,12 +58,6 @@ static int check_blockers(Keeper *k, Error **err)
 				 vm_state_to_string(k->state));
 	if (!keeper_owner(k))
 		return error_set(err, -EPERM, "the journal says that %s is not this host's", k->name);
-	if (k->def->lease == LEASE_SANLOCK) {
-		error_set(err, -ENOTSUP, "its lease (sanlock) is bound to the QEMU process that has it");
-		error_hint(err,
-			   "it can move to another host; a lease of the driver file goes with the guest here, too");
-		return -ENOTSUP;
-	}
 	return check_devices(k->def, err);
 }
 
@@ -80,6 +74,13 @@ static int same_disks(const VmDefinition *a, const VmDefinition *b, Error **err)
 					 b->disks[i].id, b->disks[i].file, a->disks[i].file);
 	}
 	return 0;
+}
+
+static bool same_lease(const VmDefinition *a, const VmDefinition *b)
+{
+	return a->lease == b->lease && streq_null(a->lease_path, b->lease_path) &&
+	       streq_null(a->lease_lockspace, b->lease_lockspace) &&
+	       streq_null(a->lease_resource, b->lease_resource) && a->lease_offset == b->lease_offset;
 }
 
 static int take_definition(Keeper *k, const UpgradeOptions *o, VmDefinition **ret, Error **err)
@@ -103,8 +104,7 @@ static int take_definition(Keeper *k, const UpgradeOptions *o, VmDefinition **re
 		error_hint(err, "only host paths, bridges and listen addresses may differ");
 		return -EINVAL;
 	}
-	if (to->serial != k->def->serial || to->lease != k->def->lease ||
-	    !streq_null(to->lease_path, k->def->lease_path))
+	if (to->serial != k->def->serial || !same_lease(to, k->def))
 		return error_set(err, -EINVAL, "serial and lease cannot change under a running guest");
 	r = same_disks(k->def, to, err);
 	if (r >= 0)
@@ -503,6 +503,31 @@ void upgrade_progress(Move *m)
 {
 	if (m->up->way == WAY_COPY && m->up->other)
 		room_used(m->room, qemu_process_memory(m->up->other));
+}
+
+/* ---- the lease: both hold it from before STOP until one of them is gone ---- */
+
+int do_share_lease(Move *m)
+{
+	Error *err = NULL;
+	int r;
+
+	if (!m->up->other)
+		return -ENOTCONN; /* its exit is the error */
+	r = m->k->lease ? lease_share(m->k->lease, m->up->other->pid, &err) : 0;
+	move_error(m, err);
+	return r;
+}
+
+/* One that stays shared is as good to keep other hosts away. */
+int do_own_lease(Move *m)
+{
+	_cleanup_error_ Error *err = NULL;
+	Keeper *k = m->k;
+
+	if (m->up && k->lease && k->qemu && lease_own(k->lease, m->up->other ? m->up->other->pid : 0, &err) < 0)
+		move_warn(m, "%s: it stays shared until the next upgrade or migration", err->message);
+	return 0;
 }
 
 /* ---- the switch ---- */

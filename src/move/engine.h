@@ -174,7 +174,9 @@
 	X(START_FILL, "start a QEMU for the file") \
 	X(LOAD_FILE, "load the file")        \
 	X(USE_UP, "record that the file is used up") \
-	X(FALL_BACK, "take the old version")
+	X(FALL_BACK, "take the old version") \
+	X(SHARE_LEASE, "share the lease") \
+	X(OWN_LEASE, "hold the lease alone")
 
 /* X(identifier, bit) what the executor knows at the time of an event */
 #define MOVE_FACTS(X)                                                          \

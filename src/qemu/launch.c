@@ -315,6 +315,8 @@ static int launch(Launch *l, QemuProcess **ret, Error **err)
 	if (process->pid < 0) {
 		if (process->pid == -ENOENT)
 			error_hint(err, "install QEMU, or say in `binary` where it is");
+		if (process->pid == -EBUSY && start->lease)
+			error_hint(err, "another host has the lease: the VM runs there, and its QEMU may be being changed");
 		return (int)process->pid;
 	}
 	*ret = TAKE_PTR(process);

@@ -187,3 +187,20 @@ int lease_started(Lease *lease, pid_t qemu, Error **err)
 	lease->qemu = qemu;
 	return lease->driver->started ? lease->driver->started(lease, err) : 0;
 }
+
+void lease_ended(Lease *lease)
+{
+	if (lease->driver->ended)
+		lease->driver->ended(lease);
+	lease->qemu = 0;
+}
+
+int lease_share(Lease *lease, pid_t qemu, Error **err)
+{
+	return lease->held && lease->driver->share ? lease->driver->share(lease, qemu, err) : 0;
+}
+
+int lease_own(Lease *lease, pid_t other, Error **err)
+{
+	return lease->held && lease->driver->own ? lease->driver->own(lease, other, err) : 0;
+}

@@ -114,3 +114,25 @@ int lease_enter(Lease *lease, int number);
 
 /** lease_started() - QEMU runs: the lease is @qemu's. Return: 0 or negative errno with @err set */
 int lease_started(Lease *lease, pid_t qemu, Error **err);
+
+/** lease_ended() - QEMU is ending, or gone: what is bound to its process is given back, at once if it can be told */
+void lease_ended(Lease *lease);
+
+/* ---- for who changes one QEMU for another on this host ---- */
+
+/**
+ * lease_share() - let @qemu hold it as well, which has entered it: until lease_own() it is both's, and never free
+ *
+ * Nothing to do where each QEMU has inherited it, or when it is not held.
+ *
+ * Return: 0; or negative errno with @err set: then who held it does so still.
+ */
+int lease_share(Lease *lease, pid_t qemu, Error **err);
+
+/**
+ * lease_own() - after lease_share(): only the QEMU of lease_started() is to hold it
+ * @other: the other one, which is ending; 0: it is gone
+ *
+ * Return: 0; or negative errno with @err set: then it is held as before.
+ */
+int lease_own(Lease *lease, pid_t other, Error **err);

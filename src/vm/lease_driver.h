@@ -33,6 +33,9 @@ struct LeaseDriver {
 	int (*check)(Lease *lease, Error **err);
 	int (*enter)(Lease *lease, int number);
 	int (*started)(Lease *lease, Error **err);
+	void (*ended)(Lease *lease);
+	int (*share)(Lease *lease, pid_t qemu, Error **err);
+	int (*own)(Lease *lease, pid_t other, Error **err);
 };
 
 extern const LeaseDriver lease_file_driver;

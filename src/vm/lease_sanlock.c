@@ -3,6 +3,9 @@
  * A lease as a resource of sanlock's: sanlock(8), sanlock_resource.h. The process that becomes QEMU registers with the
  * daemon, which binds the lease to it by the connection that QEMU keeps open, and kills it when the lease cannot be
  * kept. The generation is sanlock's lver. Who had a free lease last is in the leader record on disk, and in no call.
+ *
+ * Two QEMUs of this host hold it together in sanlock's shared mode (sanlock_convert(), SANLK_RES_SHARED): to other hosts it is
+ * held all the time, the daemon watches over both, and the second one's part costs no I/O.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +15,7 @@
 #include <sanlock_resource.h>
 #include <sanlock_rv.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "basic/fd.h"
@@ -20,6 +24,7 @@
 
 #define LEADER_ALIGN 4096
 #define LEADER_MAGIC 0x06152010
+#define REMOVAL_TRIES 100 /* of 10 ms */
 
 /* The beginning of a leader record, little endian on disk (sanlock's ondisk format, version 6). */
 typedef struct Leader {
@@ -57,7 +62,7 @@ static int errno_of(int rv)
 	if (rv == SANLK_ACQUIRE_LVER)
 		return -ESTALE;
 	if (rv == SANLK_ACQUIRE_IDLIVE || rv == SANLK_ACQUIRE_OWNED || rv == SANLK_ACQUIRE_OTHER ||
-	    rv == SANLK_ACQUIRE_OWNED_RETRY || rv == -EEXIST)
+	    rv == SANLK_ACQUIRE_OWNED_RETRY || rv == -EEXIST || rv == -EAGAIN)
 		return -EBUSY;
 	return rv <= -200 ? -EIO : rv;
 }
@@ -135,7 +140,7 @@ static int sanlock_state(Lease *lease, LeaseState *ret, Error **err)
 	return 0;
 }
 
-/* What the daemon holds for QEMU. Return: 1 ours, 0 not. */
+/* What the daemon holds for QEMU, alone or with another one. Return: 1 ours, 0 not. */
 static int held_by_qemu(const Lease *lease, uint64_t *ret_lver)
 {
 	_cleanup_free_ struct sanlk_resource **all = NULL;
@@ -147,7 +152,8 @@ static int held_by_qemu(const Lease *lease, uint64_t *ret_lver)
 	for (int i = 0; i < n; i++) {
 		if (strncmp(all[i]->lockspace_name, lease->lockspace, SANLK_NAME_LEN) == 0 &&
 		    strncmp(all[i]->name, lease->resource, SANLK_NAME_LEN) == 0) {
-			*ret_lver = all[i]->lver;
+			if (!(all[i]->flags & SANLK_RES_SHARED)) /* no lver is told then */
+				*ret_lver = all[i]->lver;
 			found = 1;
 		}
 		free(all[i]);
@@ -207,39 +213,83 @@ static int look(Lease *lease, const LeaseAccept *accept, size_t n, LeaseState *r
 	return (ret->held ? lease_held_by : lease_was_elsewhere)(lease, ret, err);
 }
 
+/* Who has ended has it until the daemon has written that down; no call waits for it. */
+static bool being_removed(const Lease *lease)
+{
+	static const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
+	char us[LEASE_HOLDER_MAX + 1];
+	Leader leader;
+
+	(void)nanosleep(&pause, NULL);
+	if (read_leader(lease, &leader, NULL) < 0)
+		return false;
+	snprintf(us, sizeof(us), "%" PRIu64, leader.owner_id);
+	return leader.timestamp != 0 && streq(us, lease->holder);
+}
+
+/* For a process registered on @sock (-1: for QEMU), only at @lver (0: any). Return: of libsanlock. */
+static int acquire(const Lease *lease, int sock, uint64_t lver)
+{
+	bool again = true;
+	int rv = -EAGAIN;
+
+	for (unsigned int tries = 0; rv == -EAGAIN && again && tries < REMOVAL_TRIES; tries++) {
+		Resource r;
+
+		fill(lease, &r);
+		r.res.flags = SANLK_RES_LVER;
+		r.res.lver = lver;
+		rv = sanlock_acquire(sock, sock < 0 ? lease->qemu : -1, SANLK_ACQUIRE_OWNER_NOWAIT, 1,
+				     (struct sanlk_resource *[]){&r.res}, NULL);
+		if (rv == -EAGAIN) /* once more in any case: it may be removed by now. Else another host has it shared */
+			again = being_removed(lease) || tries == 0;
+	}
+	return rv;
+}
+
 /* As @state says that it is now, for a process registered on @sock (-1: for QEMU). */
 static int acquire_as(const Lease *lease, int sock, const LeaseState *state, Error **err)
 {
-	Resource r;
-	int rv;
+	int rv = acquire(lease, sock, state->generation);
 
-	fill(lease, &r);
-	r.res.flags = SANLK_RES_LVER;
-	r.res.lver = state->generation;
-	rv = sanlock_acquire(sock, sock < 0 ? lease->qemu : -1, SANLK_ACQUIRE_OWNER_NOWAIT, 1,
-			     (struct sanlk_resource *[]){&r.res}, NULL);
 	if (rv >= 0)
 		return 0;
 	return errno_of(rv) == -EBUSY ? lease_held_by(lease, state, err) : failed(lease, "acquire", rv, err);
 }
 
-/* There is no QEMU to have it: we have it ourselves for a moment. */
-static int sanlock_use_up(Lease *lease, const LeaseAccept *accept, size_t n, Error **err)
+/* There is no QEMU to have it: we have it ourselves for a moment, as @state says that it is. */
+static int use_up(Lease *lease, const LeaseState *state, Error **err)
 {
-	_cleanup_fd_ int sock = -1;
-	LeaseState state;
-	int rv, r = look(lease, accept, n, &state, err);
+	_cleanup_fd_ int sock = sanlock_register();
+	int rv, r;
 
-	if (r < 0)
-		return r;
-	sock = sanlock_register();
 	if (sock < 0)
 		return failed(lease, "register for", sock, err);
-	r = acquire_as(lease, sock, &state, err);
+	r = acquire_as(lease, sock, state, err);
 	if (r < 0)
 		return r;
 	rv = sanlock_release(sock, -1, SANLK_REL_ALL, 0, NULL);
 	return rv < 0 ? failed(lease, "release", rv, err) : 0;
+}
+
+static int sanlock_use_up(Lease *lease, const LeaseAccept *accept, size_t n, Error **err)
+{
+	LeaseState state;
+	int r = look(lease, accept, n, &state, err);
+
+	return r < 0 ? r : use_up(lease, &state, err);
+}
+
+/* It is taken by lease_enter(), at the generation known here. One that looks held is tried first. */
+static int defer(Lease *lease, const LeaseState *state, Error **err)
+{
+	int r = state->held ? use_up(lease, state, err) : 0;
+
+	if (r < 0)
+		return r;
+	lease->deferred = true;
+	lease->generation = state->generation + state->held;
+	return 0;
 }
 
 static int sanlock_take(Lease *lease, const LeaseAccept *accept, size_t n, Error **err)
@@ -249,10 +299,8 @@ static int sanlock_take(Lease *lease, const LeaseAccept *accept, size_t n, Error
 
 	if (r < 0)
 		return r;
-	if (!lease->qemu) {
-		lease->deferred = true; /* by lease_enter() */
-		return state.held ? sanlock_use_up(lease, NULL, 0, err) : 0;
-	}
+	if (!lease->qemu)
+		return defer(lease, &state, err);
 	r = acquire_as(lease, -1, &state, err);
 	if (r < 0)
 		return r;
@@ -276,6 +324,58 @@ static int sanlock_give_back(Lease *lease, Error **err)
 	lease->held = false;
 	return 0;
 }
+
+/* ---- two QEMUs ---- */
+
+/* Of what QEMU holds: to SANLK_RES_SHARED, or 0 for the only one's. Return: of libsanlock. */
+static int convert(const Lease *lease, uint32_t mode)
+{
+	Resource r;
+	int rv;
+
+	fill(lease, &r);
+	r.res.flags = mode;
+	/* SANLK_CONVERT_OWNER_NOWAIT, which older headers do not have, is the same. */
+	rv = sanlock_convert(-1, lease->qemu, SANLK_ACQUIRE_OWNER_NOWAIT, &r.res);
+	return rv == -EALREADY ? 0 : rv;
+}
+
+static int sanlock_share(Lease *lease, pid_t qemu, Error **err)
+{
+	int rv = convert(lease, SANLK_RES_SHARED);
+	Resource r;
+
+	if (rv < 0)
+		return failed(lease, "share", rv, err);
+	fill(lease, &r);
+	r.res.flags = SANLK_RES_SHARED;
+	rv = sanlock_acquire(-1, qemu, SANLK_ACQUIRE_OWNER_NOWAIT, 1, (struct sanlk_resource *[]){&r.res}, NULL);
+	return rv < 0 ? failed(lease, "let the new QEMU share", rv, err) : 0;
+}
+
+/* The other one's part goes first. A process whose end the daemon has seen has none any more. */
+static int sanlock_own(Lease *lease, pid_t other, Error **err)
+{
+	Resource r;
+	int rv;
+
+	fill(lease, &r);
+	if (other)
+		(void)sanlock_release(-1, other, 0, 1, (struct sanlk_resource *[]){&r.res});
+	rv = convert(lease, 0);
+	if (rv < 0)
+		return failed(lease, "hold alone again", rv, err);
+	lease->held = held_by_qemu(lease, &lease->generation);
+	return 0;
+}
+
+static void sanlock_ended(Lease *lease)
+{
+	(void)sanlock_give_back(lease, NULL);
+	lease->held = false;
+}
+
+/* ---- loss, and QEMU's beginning ---- */
 
 /*
  * The daemon kills QEMU when it cannot renew this host's place in the lockspace, or gives it up. No call says so; but
@@ -304,16 +404,12 @@ static int sanlock_check(Lease *lease, Error **err)
 static int sanlock_enter(Lease *lease, int number)
 {
 	int sock = sanlock_register(), rv;
-	Resource r;
 
 	if (sock < 0)
 		return errno_of(sock);
 	rv = sanlock_restrict(sock, SANLK_RESTRICT_SIGTERM);
-	if (rv >= 0 && lease->deferred) {
-		fill(lease, &r);
-		rv = sanlock_acquire(sock, -1, SANLK_ACQUIRE_OWNER_NOWAIT, 1, (struct sanlk_resource *[]){&r.res},
-				     NULL);
-	}
+	if (rv >= 0 && lease->deferred)
+		rv = acquire(lease, sock, lease->generation);
 	if (rv < 0)
 		return errno_of(rv);
 	return dup2(sock, number) < 0 || (sock != number && close(sock) < 0) ? -errno : 0;
@@ -329,4 +425,7 @@ const LeaseDriver lease_sanlock_driver = {
 	.check = sanlock_check,
 	.enter = sanlock_enter,
 	.started = sanlock_started,
+	.ended = sanlock_ended,
+	.share = sanlock_share,
+	.own = sanlock_own,
 };
