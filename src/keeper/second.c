@@ -262,7 +262,7 @@ void second_change_over(Upgrade *up)
 	(void)second_watch(up, machine_take_over(k, TAKE_PTR(up->other), TAKE_PTR(up->qmp)));
 	up->other_killed = up->changed_over = true;
 	if (k->lease)
-		(void)lease_started(k->lease, k->qemu->pid, NULL);
+		lease_follow(k->lease, k->qemu->pid);
 	up->killed = now_usec();
 	free(k->qemu_version);
 	k->qemu_version = up->to_version ? xstrdup(up->to_version) : NULL;

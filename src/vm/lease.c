@@ -200,6 +200,11 @@ int lease_share(Lease *lease, pid_t qemu, Error **err)
 	return lease->held && lease->driver->share ? lease->driver->share(lease, qemu, err) : 0;
 }
 
+void lease_follow(Lease *lease, pid_t qemu)
+{
+	lease->qemu = qemu;
+}
+
 int lease_own(Lease *lease, pid_t other, Error **err)
 {
 	return lease->held && lease->driver->own ? lease->driver->own(lease, other, err) : 0;

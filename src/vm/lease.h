@@ -129,8 +129,11 @@ void lease_ended(Lease *lease);
  */
 int lease_share(Lease *lease, pid_t qemu, Error **err);
 
+/** lease_follow() - the guest is @qemu's from here on, which has inherited the lease or shares it. No I/O: the guest stands still */
+void lease_follow(Lease *lease, pid_t qemu);
+
 /**
- * lease_own() - after lease_share(): only the QEMU of lease_started() is to hold it
+ * lease_own() - after lease_share(): only the QEMU that has the guest is to hold it
  * @other: the other one, which is ending; 0: it is gone
  *
  * Return: 0; or negative errno with @err set: then it is held as before.

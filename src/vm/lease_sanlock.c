@@ -4,8 +4,8 @@
  * daemon, which binds the lease to it by the connection that QEMU keeps open, and kills it when the lease cannot be
  * kept. The generation is sanlock's lver. Who had a free lease last is in the leader record on disk, and in no call.
  *
- * Two QEMUs of this host hold it together in sanlock's shared mode (sanlock_convert(), SANLK_RES_SHARED): to other hosts it is
- * held all the time, the daemon watches over both, and the second one's part costs no I/O.
+ * Two QEMUs of this host hold it together in sanlock's shared mode (sanlock_convert(), SANLK_RES_SHARED): to other
+ * hosts it is held all the time, the daemon watches over both, and the second one's part costs no I/O.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -228,21 +228,26 @@ static bool being_removed(const Lease *lease)
 }
 
 /* For a process registered on @sock (-1: for QEMU), only at @lver (0: any). Return: of libsanlock. */
+static int acquire_once(const Lease *lease, int sock, uint64_t lver)
+{
+	Resource r;
+
+	fill(lease, &r);
+	r.res.flags = SANLK_RES_LVER;
+	r.res.lver = lver;
+	return sanlock_acquire(sock, sock < 0 ? lease->qemu : -1, SANLK_ACQUIRE_OWNER_NOWAIT, 1,
+			       (struct sanlk_resource *[]){&r.res}, NULL);
+}
+
+/* -EAGAIN also says that another host has it shared; so once more in any case, as by now it may be removed. */
 static int acquire(const Lease *lease, int sock, uint64_t lver)
 {
+	int rv = acquire_once(lease, sock, lver);
 	bool again = true;
-	int rv = -EAGAIN;
 
 	for (unsigned int tries = 0; rv == -EAGAIN && again && tries < REMOVAL_TRIES; tries++) {
-		Resource r;
-
-		fill(lease, &r);
-		r.res.flags = SANLK_RES_LVER;
-		r.res.lver = lver;
-		rv = sanlock_acquire(sock, sock < 0 ? lease->qemu : -1, SANLK_ACQUIRE_OWNER_NOWAIT, 1,
-				     (struct sanlk_resource *[]){&r.res}, NULL);
-		if (rv == -EAGAIN) /* once more in any case: it may be removed by now. Else another host has it shared */
-			again = being_removed(lease) || tries == 0;
+		again = being_removed(lease);
+		rv = acquire_once(lease, sock, lver);
 	}
 	return rv;
 }
@@ -383,7 +388,6 @@ static void sanlock_ended(Lease *lease)
  */
 static int sanlock_check(Lease *lease, Error **err)
 {
-	const LeaseState nowhere = {.generation = UINT64_MAX};
 	_cleanup_fd_ int sock = -1;
 	struct sanlk_lockspace space;
 	int r;
@@ -393,7 +397,7 @@ static int sanlock_check(Lease *lease, Error **err)
 	r = host_number(lease, &space, err);
 	if (r >= 0)
 		sock = sanlock_register();
-	if (sock >= 0 && acquire_as(lease, sock, &nowhere, NULL) == -ENOSPC)
+	if (sock >= 0 && acquire_once(lease, sock, UINT64_MAX) == -ENOSPC)
 		r = error_set(err, -ESTALE, "%s's lease %s: sanlock has given up the lockspace %s", lease->vm,
 			      lease->path, lease->lockspace);
 	lease->held = r >= 0;

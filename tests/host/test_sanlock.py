@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Leases by sanlock: a real daemon on each host, with a lockspace in a file that both see (no watchdog, short I/O timeout)."""
 
-import json
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 
 import pytest
 
+from faults import Injector, qemus
 from stays import small
 from test_lease import UUID, fault, kill_keeper, needs_faults, settled, struck, wait_state
-from testbed import BUILD, Testbed, section, wait_until
+from testbed import BUILD, Testbed, qemu, section, wait_until
 
 pytestmark = pytest.mark.skipif(not shutil.which("sanlock") or not any(BUILD.rglob("*lease_sanlock.c.o")),
                                 reason="needs sanlock, and a build with it")
 
 MIB = 1 << 20
+OLD = "/usr/bin/qemu-system-x86_64"
+MACHINE = "pc-q35-7.2"  # what both versions of QEMU know
+
+needs_old = pytest.mark.skipif(not os.path.exists(OLD), reason="needs Debian's QEMU 7.2 beside 10.0")
 
 
 class Sanlock:
@@ -55,7 +61,7 @@ class Sanlock:
         return section("lease sanlock", **({"path": self.path, "lockspace": "vms", "offset": "1M"} | keys))
 
     def start(self, host, check=True, **keys):
-        small(host, "web1", 5, self.section(**keys), uuid=UUID)
+        small(host, "web1", 5, self.section(**keys), uuid=UUID, machine=MACHINE)
         return host.vmferry("start", "web1", check=check)
 
     def lver(self):
@@ -69,8 +75,28 @@ class Sanlock:
                 return host.name, self.lver()
         return None, self.lver()
 
+    def parts(self, host):
+        """What the daemon holds for which process: {pid: "SH", shared, or the lver of one that has it alone}."""
+        said = self.client(host, "status")
+        return {int(pid): part for part, pid in re.findall(r"^r vms:web1:\S+:(\w+) p (\d+)", said, re.M)}
+
     def lease(self, host):
         return host.status("web1")["lease"]
+
+    def upgrade(self, *options, check=True):
+        old = self.here.status("web1")["qemu_version"].startswith("7")
+        done = self.here.vmferry_json("upgrade", "web1", "--binary", qemu() if old else OLD, *options, check=False)
+        assert not check or done["status"] == "completed", done
+        return done
+
+    def alone(self):
+        """The one QEMU that is there runs the guest, and has the lease for itself."""
+        host = self.here
+        wait_until(lambda: (now := host.status("web1")) and now["state"] == "running" and not now.get("migration") and len(qemus(host)) == 1)
+        status, lver = host.status("web1"), self.lver()
+        assert qemus(host) == [status["pid"]] and self.parts(host) == {status["pid"]: str(lver)}
+        assert status["lease"]["held"] and status["lease"]["generation"] == lver
+        return status
 
     def swap(self):
         self.here, self.there = self.there, self.here
@@ -153,15 +179,146 @@ def test_qemu_killed_frees_it(leased):
     assert leased.holder()[0] == here.name
 
 
-def test_no_upgrade(leased):
-    """The daemon knows one process, and would watch over the wrong one: refused, and said by a check."""
-    here = leased.here
-    pid = here.status("web1")["pid"]
-    done = here.vmferry("upgrade", "web1", "--check", "--json", check=False)
-    assert done.returncode == 1 and "sanlock" in json.loads(done.stdout)["findings"][0]["what"], done
-    done = here.vmferry("upgrade", "web1", check=False)
-    assert done.returncode == 1 and "sanlock" in done.stderr, done
-    assert here.status("web1")["pid"] == pid and leased.holder()[0] == here.name
+@needs_old
+@pytest.mark.parametrize("ways", [["in-place", "in-place", "copy", "save"]])
+def test_upgrade(leased, ways):
+    """Whatever the way, the new QEMU has it, and it was ours all the time, but while a file had the guest."""
+    assert leased.here.vmferry_json("upgrade", "web1", "--check")["ok"]
+    for way in ways:
+        before = leased.alone()
+        done = leased.upgrade(f"--way={way}")
+        after = leased.alone()
+        assert before["pid"] != after["pid"] and before["qemu_version"] != after["qemu_version"]
+        if way != "save":
+            assert after["lease"]["generation"] == before["lease"]["generation"] + 1
+            assert done["warnings"] == []
+
+
+@needs_old
+def test_upgrade_of_a_paused_one(leased):
+    """A person has paused the guest, so the lease is free: the new QEMU takes it when the guest is resumed."""
+    leased.here.vmferry("pause", "web1")
+    leased.upgrade()
+    assert leased.parts(leased.here) == {}
+    leased.here.vmferry("resume", "web1")
+    leased.alone()
+
+
+@contextlib.contextmanager
+def injected(host, plan):
+    injector = Injector([host])
+    injector.begin({(host, *point): what for point, what in plan.items()})
+    try:
+        yield injector
+        assert not injector.plan, f"never reached: {injector.plan}"
+    finally:
+        injector.close()
+
+
+@needs_faults
+@needs_old
+def test_never_free_in_between(leased):
+    """Both hold it from before the guest stops until one of them is gone; to another host it is held all the time."""
+    here, there = leased.here, leased.there
+    before, seen = leased.alone(), []
+
+    def look():
+        refused = leased.start(there, check=False)
+        seen.append((refused.returncode, set(leased.parts(here).values()), leased.parts(there)))
+
+    with injected(here, {("START_UPGRADE", "before"): look, ("KILL_OLD", "before"): look, ("OWN_LEASE", "before"): look}):
+        leased.upgrade()
+    assert seen == [(1, {"SH"}, {})] * 3
+    after = leased.alone()
+    assert after["pid"] != before["pid"]
+    assert there.wait_clean() == []
+    (there.config / "vms" / "web1.vm").unlink()
+
+
+@needs_faults
+@needs_old
+def test_cannot_be_shared(leased):
+    """The daemon does not reach the resource: the old QEMU goes on, and has the lease as before."""
+    before, away = leased.alone(), leased.bed.dir / "away"
+    with injected(leased.here, {("SHARE_LEASE", "before"): lambda: os.rename(leased.path, away), ("KILL_NEW", "before"): lambda: os.rename(away, leased.path)}):
+        done = leased.upgrade(check=False)
+    assert done["status"] == "failed" and "sanlock cannot share" in done["error"]["message"], done
+    after = leased.alone()
+    assert (after["pid"], after["lease"]) == (before["pid"], before["lease"])
+
+
+@needs_faults
+@needs_old
+def test_stays_shared(leased):
+    """It cannot be made the one QEMU's alone after an upgrade: it protects as well, and the next upgrade tries again."""
+    away = leased.bed.dir / "away"
+    with injected(leased.here, {("OWN_LEASE", "before"): lambda: os.rename(leased.path, away), ("END", "before"): lambda: os.rename(away, leased.path)}):
+        done = leased.upgrade()
+    assert "stays shared" in done["warnings"][0], done
+    assert leased.parts(leased.here) == {leased.here.status("web1")["pid"]: "SH"}
+    leased.upgrade()
+    leased.alone()
+
+
+FORWARD = "NOTE_UPGRADE START_NEW SET_UP_BOTH SHARE_LEASE START_UPGRADE COMMIT_NEW KILL_OLD CONT_NEW ANNOUNCE OWN_LEASE END".split()
+SAVING = "SHARE_LEASE START_SAVE COMMIT_SAVE KILL_SAVED START_FILL LOAD_FILE USE_UP CONT_NEW OWN_LEASE END".split()[1:]
+UPGRADES = [f"in-place:{action}:{when}:{victim}" for action in FORWARD for when in ("before", "after") for victim in ("self", "old", "new", "cancel")]
+UPGRADES += [f"in-place:COMMIT_NEW:before:cancel\n{action}:{when}:self" for action in ("KILL_NEW", "SETTLE", "CONT_BACK", "OWN_LEASE", "END") for when in ("before", "after")]
+UPGRADES += [f"save:{action}:{when}:{victim}" for action in SAVING for when in ("before", "after") for victim in ("self", "new")]
+UPGRADES_SAMPLE = ["in-place:SHARE_LEASE:after:self", "in-place:SHARE_LEASE:after:new", "in-place:COMMIT_NEW:before:new", "in-place:COMMIT_NEW:after:self",
+                   "in-place:OWN_LEASE:before:self", "in-place:COMMIT_NEW:before:cancel\nOWN_LEASE:before:self", "save:KILL_SAVED:after:self",
+                   "save:LOAD_FILE:after:new"]
+
+
+@needs_faults
+@needs_old
+@pytest.mark.parametrize("point", [p if p in UPGRADES_SAMPLE else pytest.param(p, marks=pytest.mark.long) for p in UPGRADES])
+def test_upgrade_fault(leased, point):
+    """Whoever is killed: the QEMU that has the guest has the lease, alone. A guest that was killed with its QEMU has none."""
+    way, _, point = point.partition(":")
+    host = leased.here
+    fault(host, point)
+    done = leased.upgrade(f"--way={way}", check=False)
+    assert struck(host), done
+
+    def over():
+        now = host.status("web1")
+        return not qemus(host) if not now or not now.get("pid") else now["state"] == "running" and not now.get("migration")
+
+    wait_until(over)
+    if not qemus(host):
+        assert point.split(":")[-1] in ("old", "new"), done
+        host.vmferry("start", "web1")
+    leased.alone()
+
+
+@needs_faults
+@needs_old
+def test_taken_while_a_file_has_the_guest(leased):
+    """Another host takes it when no QEMU of ours is there: the guest goes on nowhere, and its file is kept."""
+    here, there = leased.here, leased.there
+    holder = []
+
+    def take():
+        holder.append(there.popen("sanlock", "client", "command", "-r", f"vms:web1:{leased.path}:{MIB}", "-c", "/bin/sleep", "600"))
+        wait_until(lambda: leased.parts(there))
+
+    with injected(here, {("START_FILL", "before"): take}):
+        done = leased.upgrade("--way=save", check=False)
+    number = 1 if there is leased.bed.a else 2
+    assert done["status"] == "failed" and f"is held by host {number} of vms" in done["error"]["message"], done
+    wait_state(here, "gone")
+    refused = here.vmferry("start", "web1", check=False)
+    assert refused.returncode == 1 and "is held by" in refused.stderr, refused.stderr
+    holder[0].kill()
+    holder[0].wait()
+    wait_until(lambda: not leased.parts(there))
+    refused = here.vmferry("start", "web1", check=False)
+    assert refused.returncode == 1 and f"was host {number} of vms's, and is free" in refused.stderr, refused.stderr
+    os.unlink(done["file"]["path"])
+    wait_state(here, "gone")
+    here.vmferry("start", "web1")
+    leased.alone()
 
 
 def test_lost(leased):
