@@ -106,7 +106,7 @@ class Sanlock:
 def bed():
     with Testbed() as bed:
         for host in bed.hosts:
-            host.write_conf("deadlines { connect = 5 prepare = 10 switchover = 3 finish = 3 link = 3 }\n")
+            host.write_conf("deadlines { connect = 60 prepare = 60 switchover = 20 finish = 10 link = 20 }\n")
         yield bed
 
 
