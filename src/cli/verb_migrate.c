@@ -133,7 +133,7 @@ const OptionSpec migrate_option_table[] = {
 	{"timeout", 0, OPTION_SEC, "SECONDS", "timeout", "give up when it has not ended by then"},
 	{"throttle", 0, OPTION_THROTTLE, "off|auto|PERCENT", "throttle",
 	 "slow a guest down that writes too fast (auto: up to 80)"},
-	{"channels", 0, OPTION_COUNT, "N", "channels", "tls, tcp: connections in parallel (2 from 1 GiB of memory on)"},
+	{"channels", 0, OPTION_COUNT, "N", "channels", "tls, tcp: connections in parallel (2 from 256 MiB of memory on)"},
 	{"deadline", 0, OPTION_LIMITS, "connect|prepare|no-progress|switchover|finish|gate|link=TIME", "deadlines",
 	 "instead of host.conf's"},
 	{"conntrack", 0, OPTION_SWITCH, "on|off", "conntrack", "move tracked connections (on)"},

@@ -136,6 +136,12 @@ static void await_follow(Move *m)
 	m->setup_pending++;
 }
 
+/* Since 9.0 QEMU's channels can tell zero pages themselves; what then is still zero over there is never touched, and takes no memory. */
+static bool tells_zero_pages(const char *version)
+{
+	return version && strtoul(version, NULL, 10) >= 9;
+}
+
 static json_object *parameters(const Move *m, const char *tls)
 {
 	json_object *o = json_build("max-bandwidth", "u", m->opt.bandwidth ? m->opt.bandwidth : BANDWIDTH_UNLIMITED,
@@ -144,6 +150,9 @@ static json_object *parameters(const Move *m, const char *tls)
 
 	if (m->channels)
 		json_extend(o, "multifd-channels", "u", m->channels, NULL);
+	if (m->channels && tells_zero_pages(m->k->qemu_version)) /* an old machine type's default is legacy */
+		json_extend(o, "zero-page-detection", "s",
+			    tells_zero_pages(m->prepared.qemu_version) ? "multifd" : "legacy", NULL);
 	if (m->opt.throttle)
 		add_throttle(o, THROTTLE_NONE);
 	return o;

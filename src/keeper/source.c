@@ -14,7 +14,7 @@
 
 #define PROVE_USEC (1 * USEC_PER_SEC)
 #define MULTIFD_CHANNELS 2
-#define MULTIFD_MEMORY ((uint64_t)1 << 30)
+#define MULTIFD_MEMORY ((uint64_t)256 << 20)
 #define PROBES_MAX 65536 /* bytes of paths */
 
 void move_options_clear(MoveOptions *o)
@@ -641,8 +641,10 @@ static void make_psk(Move *m)
 }
 
 /*
- * A small guest is through with one connection as soon as with several. And each is one more that may fail while they are made, on
- * which QEMU (10.0 at least) may hang in its migration: the guest runs on, but cannot move any more.
+ * The one connection that there always is gets a TLS record for each page and one for its header, and the target's QEMU touches every
+ * page, also one that is zero: shared memory takes room for it. Two more do neither (docs/figures.md). A guest smaller than MULTIFD_MEMORY
+ * is through as soon without them, and each is one more that may fail while they are made, on which QEMU (10.0 at least) may hang in its
+ * migration: the guest runs on, but cannot move any more.
  */
 static uint64_t choose_channels(const Move *m)
 {

@@ -4,9 +4,12 @@
 import contextlib
 import json
 import os
+import pathlib
+import re
 import subprocess
 
 import pytest
+from faults import qemus
 from probe import ECHO
 from testbed import BUILD, Guest, wait_file
 
@@ -57,6 +60,17 @@ def test_there_and_back(bed, vm):
             assert table["applied"] >= TCP and (table["lost"], table["refused"]) == (0, 0), table
             assert result["transport"] == "tcp" and result["warnings"] == []
             assert 0 < result["steps"]["commit_to_resume"] < result["pause_ms"] < result["total_ms"]
+
+
+@pytest.mark.skipif("VMFERRY_TEST_QEMU" in os.environ, reason="QEMU before 9.0 reads every page")
+@pytest.mark.parametrize("machine", ["q35", "pc-q35-7.2"])
+def test_zero_pages(bed, machine):
+    """Over two connections what the guest has never written takes no memory on the target, also with a machine older than that."""
+    bed.a.start("web1", Guest(), memory="512M", machine=machine)
+    move(bed, Guest(), bed.a, bed.b, "--transport=tls")
+    [pid] = qemus(bed.b)
+    shared = re.search(r"RssShmem:\s+(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
+    assert int(shared.group(1)) < 256 * 1024, shared
 
 
 def logins(host):
