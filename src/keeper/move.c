@@ -471,7 +471,6 @@ static void drop_contents(Move *m)
 	strv_free(m->warnings);
 	sd_bus_message_unref(m->check_message);
 	fd_close(m->prove_fd);
-	free(m->prove_failure);
 	free(m->transport_reason);
 	free(m->token);
 	free(m->psk);

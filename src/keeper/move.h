@@ -5,7 +5,8 @@
 
 /*
  * One migration of one side, as the engine's table has it: move.c holds the state, queues events and runs the rows'
- * actions, which are in source.c, switchover.c, confirm.c and target.c.
+ * actions (its table says which function each is): source.c to perform.c and confirm.c have the source's, in the order in
+ * which they come, target.c and owner.c the target's, upgrade.c and save.c those of an upgrade.
  */
 
 /* What a person may set; docs/control.md. */
@@ -79,9 +80,8 @@ struct Move {
 	char *token, *psk;
 	int prove_fd;
 	sd_event_source *prove_io, *prove_timer;
-	char prove_line[80];
+	char prove_line[33];
 	size_t prove_have;
-	char *prove_failure;
 	Data *data;
 	char *uri;
 	unsigned int setup_pending; /* before memory moves */
@@ -93,7 +93,7 @@ struct Move {
 	uint64_t lease_generation; /* at which the source gives the lease up; 0: there is none */
 	sd_event_source *retry_timer;
 	uint64_t ram_total, ram_transferred, ram_remaining, dirty_rate, rate, predicted_pause_ms;
-	uint64_t progress_at, progress_transferred, converge_since;
+	uint64_t progress_at, progress_transferred;
 	bool warned_converge;
 	uint64_t downtime_now; /* ms, the limit QEMU has; it is raised to what is allowed */
 	uint64_t throttle_now; /* %, what QEMU may take now, and what it takes */
@@ -182,7 +182,7 @@ void move_qemu_ready(Move *m);
 /* An action returns 0, or a negative errno with m's error set: then the state stays. */
 typedef int (*MoveDo)(Move *m);
 
-/* ---- source.c: Begin, Prepare ---- */
+/* ---- source.c: Begin, the link, Hello ---- */
 /**
  * move_start() - begin a migration, or a check of one
  * @options: contents taken over on success
@@ -191,49 +191,81 @@ typedef int (*MoveDo)(Move *m);
  * Return: 0; -EBUSY, -EINVAL or another negative errno with @err set: nothing has begun.
  */
 int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **err);
-/** source_drop_probes() - remove the files that prove shared disks to a target, those of a keeper before us as well */
-void source_drop_probes(Keeper *k);
+/** move_options_clear() - free what it holds; it is empty then */
+void move_options_clear(MoveOptions *options);
 /** source_reach() - how this migration's destination is reached, but for a login; borrowed from the options */
 DestinationOptions source_reach(const Move *m);
-/** source_connect() - (re)open the link of this migration */
+/** source_connect() - (re)open the link of this migration. Return: 0, or negative errno with @err set */
 int source_connect(Move *m, Error **err);
-/** source_call() - call a Peer1 method with a cookie; a failure to send becomes the migration's error */
+/**
+ * source_call() - call a Peer1 method with a cookie
+ * @timeout_usec: for its answer
+ * @reply:        gets the answer, or an error, with the Move as userdata
+ *
+ * Return: 0, or negative errno: before the commit that is the migration's error, after it only a warning.
+ */
 int source_call(Move *m, const char *method, const CookieTable *table, const void *cookie, uint64_t timeout_usec,
 		sd_bus_message_handler_t reply);
 int do_connect(Move *m);
 int do_hello(Move *m);
-int do_prove(Move *m);
-int do_send_prepare(Move *m);
-void move_options_clear(MoveOptions *options);
 
-/* ---- perform.c: Perform and the switch ---- */
+/* ---- transport.c: by which way QEMU's stream goes ---- */
+int do_prove(Move *m);
+
+/* ---- prepare.c: Prepare ---- */
+/** source_drop_probes() - remove the files that prove shared disks to a target, those of a keeper before us as well */
+void source_drop_probes(Keeper *k);
+int do_send_prepare(Move *m);
+
+/* ---- setup.c: what must be through before memory moves ---- */
 /** migration_capabilities() - arguments of migrate-set-capabilities; both sides set the same, @throttle is the source's */
 json_object *migration_capabilities(bool multifd, bool throttle);
 /** migration_capabilities_here() - the same for an upgrade; @copy: memory is copied, else both QEMUs map the same */
 json_object *migration_capabilities_here(bool copy);
 /** migration_capabilities_file() - the same for a file, from which nothing comes back */
 json_object *migration_capabilities_file(void);
-/** migration_parameters_here() - arguments of migrate-set-parameters for an upgrade */
+/** perform_followed() - the target has the connection table, or will not get it: memory need not wait for it */
+void perform_followed(Move *m);
+int do_open_data(Move *m);
+int do_preallocate(Move *m);
+
+/* ---- progress.c: figures, and the limits that follow from them ---- */
+/**
+ * migration_parameters() - the source's arguments of migrate-set-parameters, QAPI MigrationParameters
+ * @tls: id of its tls-creds object, "" for none
+ *
+ * Remembers the pause that QEMU is allowed at first, and whether it can be throttled. Return: to be given to QMP.
+ */
+json_object *migration_parameters(Move *m, const char *tls);
+/** migration_parameters_here() - the same for an upgrade; @copy: memory is copied while the guest runs */
 json_object *migration_parameters_here(Move *m, bool copy);
 /** perform_watch() - memory moves from here on: figures for people, and for the no-progress deadline */
 void perform_watch(Move *m);
-int do_open_data(Move *m);
-int do_preallocate(Move *m);
+/**
+ * perform_set() - change limits while it runs; NULL: as it is
+ * @bandwidth: bytes/s
+ * @downtime_ms: how long the guest may stand still
+ * @throttle: percent of its time that the guest may lose
+ *
+ * Return: 0; -ESRCH when nothing is under way, -EINVAL when QEMU cannot throttle any more; then @err is set.
+ */
+int perform_set(Keeper *k, const uint64_t *bandwidth, const uint64_t *downtime_ms, const uint64_t *throttle,
+		Error **err);
+
+/* ---- perform.c: Perform and the switch ---- */
 int do_start_migrate(Move *m);
-int do_last_delta(Move *m);
 int do_continue(Move *m);
+int do_settle(Move *m);
+/** perform_migration_event() - QAPI event MIGRATION of the source's QEMU; @status: its MigrationStatus */
 void perform_migration_event(Move *m, const char *status);
+/** perform_hold() - the guest stands at pre-switchover: wait for what is left of the connection table, within a limit */
 void perform_hold(Move *m);
-/** perform_followed() - the target has the connection table, or will not get it: memory need not wait for it */
-void perform_followed(Move *m);
+/** perform_stop() - QEMU has stopped the guest */
 void perform_stop(Move *m);
 /** perform_hint() - say what to do if QEMU's @error to "migrate" means that an earlier migration stands in its way */
 void perform_hint(const char *error, Error **err);
 /** perform_silent() - set the error for a data channel whose far end takes nothing in */
 void perform_silent(const Move *m, Error **err);
-/** perform_set() - change limits while it runs; NULL: as it is. Return: 0, or negative errno with @err set */
-int perform_set(Keeper *k, const uint64_t *bandwidth, const uint64_t *downtime_ms, const uint64_t *throttle,
-		Error **err);
 
 /* ---- graphics.c ---- */
 /**
@@ -279,8 +311,11 @@ void judge_target(Move *m);
 void judge_target_for_check(Move *m);
 
 /* ---- follow.c: connections on the source ---- */
+/** follow_start() - begin to follow the guest's connections and to tell the target; a failure is a warning */
 void follow_start(Move *m);
+/** follow_stop() - no more of that; harmless when there is nothing to stop */
 void follow_stop(Move *m);
+int do_last_delta(Move *m);
 /** vm_addresses() - all addresses of a VM's NICs; strv_free() it */
 char **vm_addresses(const VmDefinition *def);
 /**
@@ -304,7 +339,6 @@ int do_kill_qemu(Move *m);
 int do_flush(Move *m);
 int do_note(Move *m);
 int do_forget(Move *m);
-int do_settle(Move *m);
 int do_cont_back(Move *m);
 int do_send_abort(Move *m);
 /** confirm_qemu_gone() - the source's QEMU is reaped: a completed migration can be told */

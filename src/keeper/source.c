@@ -1,21 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The source's Begin and Prepare: who, where, by which way. */
+/* The source's Begin: what is in the way, the options, the link to the target, Hello. */
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <sys/epoll.h>
-#include <sys/random.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "basic/cpu.h"
-#include "basic/tcp.h"
 #include "keeper/move.h"
-
-#define PROVE_USEC (1 * USEC_PER_SEC)
-#define MULTIFD_CHANNELS 2
-#define MULTIFD_MEMORY ((uint64_t)256 << 20)
-#define PROBES_MAX 65536 /* bytes of paths */
 
 void move_options_clear(MoveOptions *o)
 {
@@ -144,6 +133,29 @@ static void take_deadlines(Move *m)
 	}
 }
 
+/* What the rows look at, as it is when a migration begins. */
+static void set_facts(Move *m)
+{
+	Keeper *k = m->k;
+
+	m->was_running = k->state == VM_RUNNING;
+	m->was_reason = k->reason;
+	move_fact(m, MOVE_FACT_WAS_RUNNING, m->was_running);
+	move_fact(m, MOVE_FACT_OWNER, keeper_owner(k));
+	move_fact(m, MOVE_FACT_ALIVE, k->qemu != NULL);
+	move_fact(m, MOVE_FACT_FOLLOW_DONE, true);
+	move_fact(m, MOVE_FACT_OFFLINE, k->qemu == NULL);
+}
+
+static void log_start(const Move *m)
+{
+	log_info("migration %s of %s (%s) to %s: transport=%s conntrack=%d live=%d bandwidth=%" PRIu64
+		 " downtime=%" PRIu64 " timeout=%" PRIu64,
+		 m->id, m->k->name, vm_state_to_string(m->k->state), m->opt.destination,
+		 m->opt.transport ? m->opt.transport : "auto", m->opt.conntrack, m->opt.live, m->opt.bandwidth,
+		 m->opt.downtime, m->opt.timeout);
+}
+
 int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **err)
 {
 	Move *m = k->move;
@@ -151,15 +163,13 @@ int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **e
 	int r;
 
 	r = check_blockers(k, options, err);
-	if (r < 0 && r != -ENOTSUP)
-		return r;
-	if (r < 0 && !check)
+	if (r < 0 && !(r == -ENOTSUP && check)) /* a check goes on, and reports it */
 		return r;
 	sink_settle_now(m); /* what came with it a moment ago is settled before it goes on */
 	move_reset(m);
 	m->state = MOVE_S_IDLE;
 	if (r < 0) {
-		move_warn(m, "%s", (*err)->message); /* a check goes on and reports */
+		move_warn(m, "%s", (*err)->message);
 		m->error = TAKE_PTR(*err);
 		m->error_phase = "Begin";
 	}
@@ -176,20 +186,10 @@ int move_start(Keeper *k, MoveOptions *options, sd_bus_message *check, Error **e
 	memcpy(m->id, id, sizeof(m->id));
 	m->check_message = sd_bus_message_ref(check);
 	m->t.begun = m->t.phase_begun = now_usec();
-	m->was_running = k->state == VM_RUNNING;
-	m->was_reason = k->reason;
-	move_fact(m, MOVE_FACT_WAS_RUNNING, m->was_running);
-	move_fact(m, MOVE_FACT_OWNER, keeper_owner(k));
-	move_fact(m, MOVE_FACT_ALIVE, k->qemu != NULL);
-	move_fact(m, MOVE_FACT_FOLLOW_DONE, true);
-	move_fact(m, MOVE_FACT_OFFLINE, k->qemu == NULL);
+	set_facts(m);
 	if (!k->qemu)
 		m->opt.conntrack = false;
-	log_info("migration %s of %s (%s) to %s: transport=%s conntrack=%d live=%d bandwidth=%" PRIu64
-		 " downtime=%" PRIu64 " timeout=%" PRIu64,
-		 m->id, k->name, vm_state_to_string(k->state), m->opt.destination,
-		 m->opt.transport ? m->opt.transport : "auto", m->opt.conntrack, m->opt.live, m->opt.bandwidth,
-		 m->opt.downtime, m->opt.timeout);
+	log_start(m);
 	if (m->opt.timeout)
 		(void)sd_event_add_time_relative(k->event, &m->timeout, CLOCK_MONOTONIC, m->opt.timeout * USEC_PER_SEC,
 						 0, on_timeout, m);
@@ -402,308 +402,4 @@ int do_hello(Move *m)
 	(void)sd_bus_match_signal_async(bus, NULL, NULL, PEER_PATH, PEER_INTERFACE, "Log", on_remote_log, NULL, m);
 	(void)sd_bus_match_signal_async(bus, NULL, NULL, PEER_PATH, PEER_INTERFACE, "Receiving", on_receiving, NULL, m);
 	return source_call(m, "Hello", &hello_cookie, &hello, m->deadlines.prepare, on_hello_reply);
-}
-
-/* ---- the transport ---- */
-
-static void choose(Move *m, const char *transport, char *reason)
-{
-	m->prove_io = sd_event_source_disable_unref(m->prove_io);
-	m->prove_timer = sd_event_source_disable_unref(m->prove_timer);
-	m->prove_fd = fd_close(m->prove_fd);
-	m->transport = transport;
-	m->transport_reason = reason;
-	log_info("transport: %s (%s)", transport, reason);
-	move_event(m, MOVE_EV_PROVED);
-}
-
-/* Without a direct way QEMU's stream goes as the control link goes. */
-static void choose_indirect(Move *m, const char *why)
-{
-	choose(m, link_login(m->link) ? "ssh" : "tunnel", xstrdup(why));
-}
-
-static void proved(Move *m, bool ok, const char *why)
-{
-	TransportChoice wanted = m->opt.transport ? (TransportChoice)transport_choice_from_string(m->opt.transport)
-						  : m->k->conf->transport;
-	_cleanup_error_ Error *err = NULL;
-
-	if (ok && wanted == CHOICE_TCP) {
-		choose(m, "tcp", xasprintf("asked for; %s is proved", m->hello.address));
-	} else if (ok) {
-		choose(m, "tls", xasprintf("%s is proved", m->hello.address));
-	} else if (wanted == CHOICE_AUTO) {
-		choose_indirect(m, why);
-	} else {
-		error_set(&err, -EHOSTUNREACH, "%s", why);
-		error_hint(&err, "open migration-ports in the target's firewall, set migration-address there, or use "
-				 "--transport=ssh");
-		move_fail(m, TAKE_PTR(err));
-	}
-}
-
-static int on_prove_timeout(sd_event_source *source, uint64_t usec, void *userdata)
-{
-	Move *m = userdata;
-	_cleanup_free_ char *why = xasprintf("the data address %s port %" PRIu64 " did not answer within 1 s",
-					     m->hello.address, m->hello.port);
-
-	(void)source;
-	(void)usec;
-	proved(m, false, why);
-	return 0;
-}
-
-static int on_prove_io(sd_event_source *source, int fd, uint32_t revents, void *userdata)
-{
-	Move *m = userdata;
-	ssize_t n = read(fd, m->prove_line + m->prove_have, 32 - m->prove_have);
-	_cleanup_free_ char *why = NULL;
-
-	(void)source;
-	(void)revents;
-	if (n < 0 && errno == EAGAIN)
-		return 0;
-	if (n <= 0) {
-		why = xasprintf("the data address %s port %" PRIu64 ": %s", m->hello.address, m->hello.port,
-				n < 0 ? strerror(errno) : "somebody else answers there");
-		proved(m, false, why);
-		return 0;
-	}
-	m->prove_have += (size_t)n;
-	if (m->prove_have < 32)
-		return 0;
-	m->prove_line[32] = '\0';
-	if (m->hello.token && text_equal_secret(m->prove_line, m->hello.token))
-		proved(m, true, NULL);
-	else
-		proved(m, false, "somebody else answers on the data address");
-	return 0;
-}
-
-static int prove_connect(Move *m)
-{
-	struct sockaddr_storage sa;
-	socklen_t len;
-	int r;
-
-	m->prove_fd = r = tcp_socket(m->hello.address, (unsigned int)m->hello.port, &sa, &len);
-	if (r < 0)
-		return r;
-	if (connect(m->prove_fd, (struct sockaddr *)&sa, len) < 0 && errno != EINPROGRESS)
-		return -errno;
-	r = sd_event_add_io(m->k->event, &m->prove_io, m->prove_fd, EPOLLIN, on_prove_io, m);
-	return r < 0 ? r
-		     : sd_event_add_time_relative(m->k->event, &m->prove_timer, CLOCK_MONOTONIC, PROVE_USEC, 0,
-						  on_prove_timeout, m);
-}
-
-int do_prove(Move *m)
-{
-	TransportChoice wanted = m->opt.transport ? (TransportChoice)transport_choice_from_string(m->opt.transport)
-						  : m->k->conf->transport;
-	_cleanup_free_ char *why = NULL;
-	int r;
-
-	if (m->facts & MOVE_FACT_OFFLINE) {
-		choose(m, "none", xstrdup("the VM is off"));
-		return 0;
-	}
-	if (wanted == CHOICE_SSH || wanted == CHOICE_TUNNEL || wanted == CHOICE_UNIX) {
-		if (wanted == CHOICE_SSH && !m->dest->host) {
-			Error *err = NULL;
-
-			error_set(&err, -EINVAL, "transport ssh needs an ssh destination");
-			error_hint(&err, "with exec: and --direct use --transport=tunnel");
-			move_error(m, err);
-			return -EINVAL;
-		}
-		choose(m, transport_choice_to_string(wanted), xasprintf("asked for"));
-		return 0;
-	}
-	if (m->opt.data_address) {
-		free(m->hello.address);
-		m->hello.address = xstrdup(m->opt.data_address);
-	}
-	if (!m->hello.address || !m->hello.port) {
-		proved(m, false, "the target offers no data address (migration-address in its host.conf)");
-		return 0;
-	}
-	r = prove_connect(m);
-	if (r < 0) {
-		why = xasprintf("the data address %s port %" PRIu64 ": %s", m->hello.address, m->hello.port,
-				strerror(-r));
-		proved(m, false, why);
-	}
-	return 0;
-}
-
-/* ---- Prepare ---- */
-
-/*
- * Proof that both hosts see the same file: a small file beside the image, made here and read there; where we may not
- * make one, size and inode have to do. "ID SIZE INODE PROBE-TOKEN|-"
- */
-static char *probe_path(const Move *m, const VmDisk *d)
-{
-	return xasprintf("%s.vmferry-%s", d->file, m->id);
-}
-
-static void add_proof(Move *m, const VmDisk *d, char ***proofs)
-{
-	_cleanup_free_ char *probe = probe_path(m, d), *token = text_random_id();
-	struct stat st = {};
-	bool made;
-
-	if (stat(d->file, &st) < 0)
-		return;
-	made = S_ISREG(st.st_mode) && file_write(probe, token, strlen(token), 0600, false) == 0;
-	strv_add(proofs, "%s %" PRIu64 " %" PRIu64 " %s", d->id, (uint64_t)st.st_size,
-		 S_ISREG(st.st_mode) ? (uint64_t)st.st_ino : 0, made ? token : "-");
-}
-
-/* What is about to be made is written down first: a keeper after us, or after a reboot, removes it. */
-static char **make_proofs(Move *m)
-{
-	Keeper *k = m->k;
-	_cleanup_free_ char *note = state_path(k->name, "probes"), *paths = xstrdup("");
-	char **proofs = NULL;
-
-	for (size_t i = 0; i < k->def->n_disks; i++) {
-		_cleanup_free_ char *before = paths, *probe = probe_path(m, &k->def->disks[i]);
-
-		paths = xasprintf("%s%s\n", before, probe);
-	}
-	if (file_write(note, paths, strlen(paths), 0600, false) < 0)
-		return NULL;
-	for (size_t i = 0; i < k->def->n_disks; i++)
-		if (k->def->disks[i].shared)
-			add_proof(m, &k->def->disks[i], &proofs);
-	return proofs;
-}
-
-void source_drop_probes(Keeper *k)
-{
-	_cleanup_free_ char *note = state_path(k->name, "probes"), *paths = NULL;
-	char *save = NULL;
-
-	if (file_read(note, PROBES_MAX, &paths, NULL) < 0)
-		return;
-	for (char *path = strtok_r(paths, "\n", &save); path; path = strtok_r(NULL, "\n", &save))
-		(void)unlink(path);
-	(void)unlink(note);
-}
-
-static int on_prepare_reply(sd_bus_message *reply, void *userdata, sd_bus_error *error)
-{
-	Move *m = userdata;
-	Error *err = NULL;
-	int r;
-
-	(void)error;
-	if (m->state != MOVE_S_PREPARE)
-		return 0;
-	source_drop_probes(m->k);
-	r = bus_error_read(reply, "Prepare", &err);
-	if (r >= 0)
-		r = cookie_read(reply, &prepare_reply, peer_features, &m->prepared, &err);
-	if (r < 0) {
-		move_fail(m, err);
-		return 0;
-	}
-	for (size_t i = 0; m->prepared.warnings && m->prepared.warnings[i]; i++) {
-		_cleanup_free_ char *clean = text_clean(m->prepared.warnings[i], 256);
-
-		move_warn(m, "%s: %s", m->hello.host_name, clean);
-	}
-	journal_forget_peer(m->k->journal, m->hello.host_id);
-	if (m->prepared.lease_holder)
-		move_save(m); /* a keeper after this one needs to know it */
-	if (m->opt.check_only) {
-		judge_target_for_check(m);
-		move_event(m, MOVE_EV_CANCEL);
-	} else {
-		move_event(m, MOVE_EV_PREPARE_OK);
-	}
-	return 0;
-}
-
-static void make_psk(Move *m)
-{
-	uint8_t key[32];
-
-	if (getrandom(key, sizeof(key), 0) != (ssize_t)sizeof(key))
-		abort();
-	free(m->psk);
-	m->psk = text_hex(key, sizeof(key));
-	explicit_bzero(key, sizeof(key));
-}
-
-/*
- * The one connection that there always is gets a TLS record for each page and one for its header, and the target's QEMU touches every
- * page, also one that is zero: shared memory takes room for it. Two more do neither (docs/figures.md). A guest smaller than MULTIFD_MEMORY
- * is through as soon without them, and each is one more that may fail while they are made, on which QEMU (10.0 at least) may hang in its
- * migration: the guest runs on, but cannot move any more.
- */
-static uint64_t choose_channels(const Move *m)
-{
-	uint64_t n = m->opt.channels;
-
-	if (!streq(m->transport, "tls") && !streq(m->transport, "tcp"))
-		return 0;
-	if (n == 0 && m->k->def->memory >= MULTIFD_MEMORY)
-		n = MULTIFD_CHANNELS;
-	return n > 1 ? n : 0;
-}
-
-static const char *run_state(const Move *m)
-{
-	if (m->facts & MOVE_FACT_OFFLINE)
-		return "shutoff";
-	return m->was_running ? "running" : "paused";
-}
-
-int do_send_prepare(Move *m)
-{
-	Keeper *k = m->k;
-	_cleanup_free_ char *definition = vm_definition_text(k->def);
-	_cleanup_strv_ char **proofs = NULL;
-	bool direct = streq(m->transport, "tls") || streq(m->transport, "tcp");
-	static char *const lease_feature[] = {(char *)"lease", NULL};
-	bool lease = k->def->lease != LEASE_NONE;
-	PrepareCookie cookie;
-	int r;
-
-	m->token = text_random_id();
-	m->channels = choose_channels(m);
-	if (streq(m->transport, "tls"))
-		make_psk(m);
-	if (k->def->n_disks > 0)
-		proofs = make_proofs(m);
-	cookie = (PrepareCookie){
-		.id = m->id,
-		.uuid = k->def->uuid,
-		.definition = m->opt.to_definition ? m->opt.to_definition : definition,
-		.run_state = (char *)(uintptr_t)run_state(m),
-		.reason = (char *)(uintptr_t)m->was_reason,
-		.transport = (char *)(uintptr_t)m->transport,
-		.address = direct ? m->hello.address : NULL,
-		.psk = m->psk,
-		.token = m->token,
-		.channels = m->channels,
-		.conntrack = m->follow_wanted,
-		.autostart = k->def->autostart,
-		.disk_proofs = proofs,
-		.qemu_version = k->qemu_version,
-		.check_only = m->opt.check_only,
-		.mandatory = lease ? (char **)(uintptr_t)lease_feature : NULL,
-		.lease = lease ? (char *)(uintptr_t)lease_type_to_string(k->def->lease) : NULL,
-		.lease_holder = k->lease ? (char *)(uintptr_t)lease_holder(k->lease) : NULL,
-		.lease_generation = k->lease ? lease_generation(k->lease) : 0,
-	};
-	r = source_call(m, "Prepare", &prepare_cookie, &cookie, m->deadlines.prepare, on_prepare_reply);
-	if (r >= 0 && m->follow_wanted)
-		follow_start(m); /* while the target starts its QEMU: subscribing takes the kernel some milliseconds */
-	return r;
 }
