@@ -44,3 +44,8 @@ char *state_path(const char *name, const char *file)
 {
 	return vm_path(state_dir(), name, file);
 }
+
+char *definition_path(const char *name)
+{
+	return xasprintf("%s/vms/%s.vm", config_dir(), name);
+}

@@ -18,3 +18,5 @@ const char *cgroup_dir(void);
 char *runtime_path(const char *name, const char *file);
 /** state_path() - STATE_DIR/NAME/FILE, or STATE_DIR/NAME if @file is NULL; free() it */
 char *state_path(const char *name, const char *file);
+/** definition_path() - CONFIG_DIR/vms/NAME.vm: where a person defines a VM; free() it */
+char *definition_path(const char *name);

@@ -36,7 +36,7 @@ static char *taken_over(const char *name)
 char *local_definition_path(const char *name)
 {
 	_cleanup_free_ char *arrived = state_path(name, "definition");
-	_cleanup_free_ char *own = xasprintf("%s/vms/%s.vm", config_dir(), name);
+	_cleanup_free_ char *own = definition_path(name);
 
 	arrival_settle(name);
 	if (access(arrived, F_OK) == 0)
@@ -46,13 +46,13 @@ char *local_definition_path(const char *name)
 
 int local_definition(const char *name, VmDefinition **ret, Error **err)
 {
-	_cleanup_free_ char *path = local_definition_path(name);
+	_cleanup_free_ char *path = local_definition_path(name), *own = definition_path(name);
 	int r;
 
 	if (path)
 		return vm_definition_load(name, path, ret, err);
 	r = error_set(err, -ENOENT, MISSING);
-	error_hint(err, "define it in %s/vms/%s.vm, see vmferry.vm(5)", config_dir(), name);
+	error_hint(err, "define it in %s, see vmferry.vm(5)", own);
 	return r;
 }
 

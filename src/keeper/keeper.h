@@ -23,8 +23,8 @@
 #include "vm/lease.h"
 
 /*
- * The keeper: one process per VM. keeper.c sets it up, machine.c has QEMU's life, control.c and peer.c the two doors,
- * move.c executes the engine's rows with source_*.c and target_*.c, report.c says what happened.
+ * The keeper: one process per VM. keeper.c sets it up, begin.c and adopt.c find out what it has to do, machine.c has QEMU's
+ * life, control.c and peer.c the two doors, move.c executes the engine's rows (move.h), report.c says what happened.
  */
 
 /* X(identifier, name, meaning): requirements B 20 */
@@ -199,27 +199,46 @@ void keeper_leave(Keeper *k);
  * Return: 0, it happens when the loop is left; -EBUSY or another negative errno with @err set.
  */
 int keeper_restart(Keeper *k, Error **err);
-/** keeper_check_idle() - a keeper started for a migration ends when nothing came of it */
+/** keeper_check_idle() - a keeper started for a migration ends when nothing came of it; keeper_check_idle_in(): at the
+ * earliest after @usec microseconds */
 void keeper_check_idle(Keeper *k);
-/** keeper_without_guest() - a migration came to nothing and QEMU is gone: start the guest if that was asked for, or end */
-void keeper_without_guest(Keeper *k);
+void keeper_check_idle_in(Keeper *k, uint64_t usec);
 /** keeper_owner() - whether this host may run the guest, as the journal says */
 bool keeper_owner(const Keeper *k);
 
-/* ---- machine.c ---- */
+/* ---- begin.c ---- */
 
-/** machine_start() - start QEMU for k->def; machine_up (cold start) or the move goes on when QMP is ready */
+/**
+ * keeper_begin() - go on with the guest that is there, or start it, or wait for it, as the journal and @flags say
+ * @flags: of enum KeeperFlags; the file "start" in the runtime directory adds to them
+ *
+ * Return: 0, or negative errno with @err set: then there is nothing to be a keeper for.
+ */
+int keeper_begin(Keeper *k, unsigned int flags, Error **err);
+/** keeper_without_guest() - a migration came to nothing and QEMU is gone: start the guest if that was asked for, or end */
+void keeper_without_guest(Keeper *k);
+
+/* ---- machine.c: the life of the VM's QEMU ---- */
+
+/**
+ * machine_start() - start QEMU for k->def
+ * @incoming: it is to wait for a migration, else it boots the guest when its QMP is ready
+ *
+ * Return: 0, or negative errno with @err set: no QEMU and no lease of ours is left then.
+ */
 int machine_start(Keeper *k, bool incoming, Error **err);
-/** machine_adopt() - take over a living QEMU after a keeper's restart. Return: 1 found, 0 none, or negative errno */
-int machine_adopt(Keeper *k, Error **err);
-/** machine_adopt_doomed() - find a living QEMU that is only to be killed: its end is an event, k->qemu NULL if there is
- * none; machine_sweep(): kill all that are left. Return: 0 or negative errno */
-int machine_adopt_doomed(Keeper *k, Error **err);
-void machine_sweep(Keeper *k);
-/** machine_go_on_starting() - a keeper was killed between QEMU's start and the guest's: do the rest */
-void machine_go_on_starting(Keeper *k);
+/** machine_connect() - reach a QEMU that lives: its QMP, its console, its exit. Return: 0, or negative errno with @err set */
+int machine_connect(Keeper *k, Error **err);
+/** machine_boot() - put the taps on their bridges and let a guest begin that never ran; a failure ends QEMU */
+void machine_boot(Keeper *k);
 /** machine_kill() - SIGKILL to QEMU; its exit is an event */
 void machine_kill(Keeper *k);
+/** machine_watch_exit() - QEMU's exit is an event from here on. Return: 0 or negative errno */
+int machine_watch_exit(Keeper *k);
+/** machine_gone() - QEMU has ended: forget all that was its own, files too */
+void machine_gone(Keeper *k);
+/** machine_check_off() - from the loop: when QEMU is gone and nothing is under way, the VM is off */
+void machine_check_off(Keeper *k);
 /** machine_learn_suspended() - ask QEMU whether the guest sleeps (ACPI S3): no event says so after a migration */
 void machine_learn_suspended(Keeper *k);
 /** machine_write_definition() - RUNTIME_DIR/NAME/definition, for our successor and for other VMs' keepers */
@@ -231,17 +250,28 @@ int machine_attach_taps_of(const QemuProcess *qemu, const VmDefinition *def, Err
 QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp);
 /** machine_link_agent() - RUNTIME_DIR/NAME/agent leads to where QEMU listens for the guest's agent by now */
 void machine_link_agent(Keeper *k);
-/** machine_adopt_generation() - one QEMU after a keeper's restart. Return: 1 alive, 0 not, or negative errno */
-int machine_adopt_generation(Keeper *k, unsigned int generation, QemuProcess **ret, Error **err);
 /** machine_generation_dir() - RUNTIME_DIR/NAME/qemu.N; machine_next_generation(): the next N that is free */
 char *machine_generation_dir(const Keeper *k, unsigned int generation);
 unsigned int machine_next_generation(const Keeper *k);
-/** machine_check_off() - from the loop: when QEMU is gone and nothing is under way, the VM is off */
-void machine_check_off(Keeper *k);
 /** machine_qmp() - qmp_command() that does nothing when QEMU is going (then @reply is not called) */
 void machine_qmp(Keeper *k, const char *command, json_object *arguments, QmpReply reply, void *userdata);
 /** machine_version_text() - the answer of query-version as "10.0.2"; free() it */
 char *machine_version_text(json_object *ret);
+
+/* ---- adopt.c: after a keeper's restart ---- */
+
+/** machine_adopt() - take over the living QEMU that has the guest. Return: 1 found, 0 none, or negative errno with @err set */
+int machine_adopt(Keeper *k, Error **err);
+/** machine_adopt_generation() - one QEMU, by its number. Return: 1 alive, 0 not, or negative errno with @err set */
+int machine_adopt_generation(Keeper *k, unsigned int generation, QemuProcess **ret, Error **err);
+/**
+ * machine_adopt_doomed() - find a living QEMU that is only to be killed
+ *
+ * Its end is an event; k->qemu is NULL if there is none. Return: 0, or negative errno with @err set.
+ */
+int machine_adopt_doomed(Keeper *k, Error **err);
+/** machine_sweep() - kill every QEMU that is neither the VM's nor the other one of an upgrade, and wait for their end */
+void machine_sweep(Keeper *k);
 
 /* ---- lease.c ---- */
 /**
@@ -276,9 +306,11 @@ void wait_done(Keeper *k, WaitFor what);
 void wait_failed(Keeper *k, WaitFor what, const char *name, const char *message);
 
 /* ---- control.c ---- */
+/** control_open() - listen on RUNTIME_DIR/NAME/control. Return: 0, or negative errno with @err set */
 int control_open(Keeper *k, Error **err);
+/** control_close() - end all connections, and listen no more */
 void control_close(Keeper *k);
-/** control_emit() - a signal to every control connection, in sd_bus_emit_signal() form */
+/** control_emit_text() - a signal with one string to every control connection; _log() and _state(): "Log", "StateChanged" */
 void control_emit_text(Keeper *k, const char *member, const char *text);
 void control_emit_log(Keeper *k, LogLevel level, const char *message);
 void control_emit_state(Keeper *k);
@@ -291,6 +323,10 @@ int bus_error(sd_bus_error *error, const char *kind, const Error *err);
 void bus_reply_error(sd_bus_message *m, const char *kind, const Error *err);
 /** bus_error_read() - the other way: what an error reply says. Return: its code as negative errno, @err set */
 int bus_error_read(sd_bus_message *reply, const char *what, Error **err);
+
+/* ---- methods.c ---- */
+/* org.vmferry.VM1, with a Keeper as userdata. */
+extern const sd_bus_vtable control_methods[];
 
 /* ---- stats.c ---- */
 Stats *stats_new(Keeper *k);

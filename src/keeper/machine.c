@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* QEMU's life as the keeper sees it: start, adopt, events, end. */
-#include <dirent.h>
+/* QEMU's life as the keeper sees it: start, events, end. */
 #include <errno.h>
-#include <limits.h>
-#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/inotify.h>
 #include <sys/wait.h>
@@ -13,9 +10,6 @@
 #include "keeper/scope.h"
 #include "keeper/upgrade.h"
 #include "qemu/tap.h"
-
-#define ADOPT_TRIES 250
-#define KILLED_MSEC 1000
 
 char *machine_generation_dir(const Keeper *k, unsigned int generation)
 {
@@ -84,7 +78,7 @@ void machine_link_agent(Keeper *k)
 
 /* ---- the end ---- */
 
-static void gone(Keeper *k)
+void machine_gone(Keeper *k)
 {
 	_cleanup_free_ char *dir = xstrdup(k->qemu->dir);
 
@@ -159,7 +153,7 @@ static int on_qemu_exit(sd_event_source *source, int fd, uint32_t revents, void 
 	k->kill_sent = false;
 	if (!asked)
 		keeper_lease_explain(k);
-	gone(k);
+	machine_gone(k);
 	if (move_active(k->move)) {
 		_cleanup_error_ Error *err = NULL;
 
@@ -178,6 +172,11 @@ static int on_qemu_exit(sd_event_source *source, int fd, uint32_t revents, void 
 	else
 		vm_off(k, words, asked);
 	return 0;
+}
+
+int machine_watch_exit(Keeper *k)
+{
+	return sd_event_add_io(k->event, &k->qemu_exit, k->qemu->pidfd, EPOLLIN, on_qemu_exit, k);
 }
 
 static void on_run_state(json_object *ret, const char *error, void *userdata)
@@ -335,7 +334,7 @@ static void on_version(json_object *ret, const char *error, void *userdata)
 	k->qemu_version = machine_version_text(ret);
 }
 
-static void cold_start(Keeper *k)
+void machine_boot(Keeper *k)
 {
 	_cleanup_error_ Error *err = NULL;
 
@@ -350,11 +349,6 @@ static void cold_start(Keeper *k)
 	machine_qmp(k, "cont", NULL, on_booted, k);
 }
 
-void machine_go_on_starting(Keeper *k)
-{
-	cold_start(k);
-}
-
 static void on_ready(void *userdata)
 {
 	Keeper *k = userdata;
@@ -364,7 +358,7 @@ static void on_ready(void *userdata)
 	machine_qmp(k, "query-version", NULL, on_version, k);
 	switch (k->state) {
 	case VM_STARTING:
-		cold_start(k);
+		machine_boot(k);
 		break;
 	case VM_INCOMING:
 		if (k->move->up)
@@ -416,7 +410,7 @@ QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp)
 	k->qmp = qmp;
 	if (qmp)
 		qmp_set_handlers(qmp, &handlers, k);
-	if (sd_event_add_io(k->event, &k->qemu_exit, qemu->pidfd, EPOLLIN, on_qemu_exit, k) < 0)
+	if (machine_watch_exit(k) < 0)
 		log_error("QEMU's end will not be seen");
 	viewers_look(k);
 	/* In this order sd-event keeps its inotify fd: to close it is to wait for the kernel, 10-25 ms (SRCU). */
@@ -425,14 +419,14 @@ QemuProcess *machine_take_over(Keeper *k, QemuProcess *qemu, Qmp *qmp)
 	return old;
 }
 
-static int connect_qmp(Keeper *k, Error **err)
+int machine_connect(Keeper *k, Error **err)
 {
 	_cleanup_free_ char *path = xasprintf("%s/qmp", k->qemu->dir);
 	int fd = unix_connect(path), r;
 
 	r = fd < 0 ? fd : qmp_new(k->event, fd, &handlers, k, &k->qmp);
 	if (r >= 0)
-		r = sd_event_add_io(k->event, &k->qemu_exit, k->qemu->pidfd, EPOLLIN, on_qemu_exit, k);
+		r = machine_watch_exit(k);
 	if (r >= 0 && watch_words(k) < 0)
 		log_warning("QEMU's standard error cannot be watched");
 	if (r < 0)
@@ -482,178 +476,13 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 		return not_started(k, r);
 	r = k->lease ? lease_started(k->lease, k->qemu->pid, err) : 0;
 	if (r >= 0)
-		r = connect_qmp(k, err);
+		r = machine_connect(k, err);
 	if (r < 0) {
 		(void)qemu_process_kill(k->qemu);
 		waitid(P_PIDFD, (id_t)k->qemu->pidfd, NULL, WEXITED);
-		gone(k);
+		machine_gone(k);
 		return not_started(k, r);
 	}
 	scope_start(k, k->qemu);
 	return 0;
-}
-
-/*
- * A QEMU that was killed a moment ago holds its lock until its last thread is gone: wait for that, it is no migration's
- * pause. Return: as qemu_process_adopt().
- */
-static int adopt_settled(const char *dir, unsigned int generation, QemuProcess **ret, Error **err)
-{
-	struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
-
-	for (unsigned int tries = 0;; tries++) {
-		int r = qemu_process_adopt(dir, generation, ret, err);
-
-		if (r != -EAGAIN || tries == ADOPT_TRIES)
-			return r;
-		error_free(TAKE_PTR(*err));
-		(void)ppoll(NULL, 0, &pause, NULL);
-	}
-}
-
-int machine_adopt_generation(Keeper *k, unsigned int generation, QemuProcess **ret, Error **err)
-{
-	_cleanup_free_ char *dir = machine_generation_dir(k, generation);
-	int r = adopt_settled(dir, generation, ret, err);
-
-	if (r == -ESRCH || r == -ENOENT) {
-		error_free(TAKE_PTR(*err));
-		return 0;
-	}
-	return r < 0 ? r : 1;
-}
-
-/* A QEMU of a generation that does not have the guest: it was being killed when the keeper before us ended. */
-static void sweep(Keeper *k, unsigned int generation)
-{
-	_cleanup_free_ char *dir = machine_generation_dir(k, generation);
-	_cleanup_qemu_process_ QemuProcess *left = NULL;
-	_cleanup_error_ Error *err = NULL;
-
-	if (machine_adopt_generation(k, generation, &left, &err) > 0) {
-		struct pollfd p = {.fd = left->pidfd, .events = POLLIN};
-
-		log_warning("process %d is a QEMU without the guest: killed", (int)left->pid);
-		(void)qemu_process_kill(left);
-		(void)poll(&p, 1, KILLED_MSEC);
-	}
-	(void)dir_remove(dir);
-}
-
-/* All but those that are in use. */
-static void sweep_generations(Keeper *k)
-{
-	_cleanup_free_ char *path = runtime_path(k->name, NULL);
-	DIR *dir = opendir(path);
-	struct dirent *entry;
-
-	while (dir && (entry = readdir(dir))) {
-		const char *number = startswith(entry->d_name, "qemu.");
-		uint64_t n;
-
-		if (number && text_parse_u64(number, &n) == 0 && n <= UINT_MAX &&
-		    !(k->qemu && n == k->qemu->generation) &&
-		    !(k->move->up && k->move->up->other && n == k->move->up->other->generation))
-			sweep(k, (unsigned int)n);
-	}
-	if (dir)
-		closedir(dir);
-	while (waitpid(-1, NULL, WNOHANG) > 0)
-		; /* ours, when this process was the keeper before already */
-}
-
-/* The record names a dead one only if it could not be written: then the one that lives has the guest. */
-static int adopt_any(Keeper *k, Error **err)
-{
-	_cleanup_free_ char *path = runtime_path(k->name, NULL);
-	DIR *dir = opendir(path);
-	struct dirent *entry;
-	int r = 0;
-
-	while (dir && r == 0 && (entry = readdir(dir))) {
-		const char *number = startswith(entry->d_name, "qemu.");
-		uint64_t n;
-
-		if (!number || text_parse_u64(number, &n) < 0 || n > UINT_MAX)
-			continue;
-		r = machine_adopt_generation(k, (unsigned int)n, &k->qemu, err);
-		if (r > 0)
-			k->generation = (unsigned int)n;
-	}
-	if (dir)
-		closedir(dir);
-	return r;
-}
-
-void machine_sweep(Keeper *k)
-{
-	sweep_generations(k);
-}
-
-int machine_adopt_doomed(Keeper *k, Error **err)
-{
-	int r = adopt_any(k, err);
-
-	if (r < 0)
-		return r;
-	sweep_generations(k);
-	if (r == 0)
-		return 0;
-	r = sd_event_add_io(k->event, &k->qemu_exit, k->qemu->pidfd, EPOLLIN, on_qemu_exit, k);
-	return r < 0 ? error_set(err, r, "QEMU's end will not be seen: %s", strerror(-r)) : 0;
-}
-
-static int find(Keeper *k, Error **err)
-{
-	int r = upgrade_adopt(k, err);
-
-	if (r == 0)
-		r = machine_adopt_generation(k, k->generation, &k->qemu, err);
-	if (r == 0 && !k->move->up)
-		r = adopt_any(k, err);
-	return r;
-}
-
-static int reach(Keeper *k, Error **err)
-{
-	_cleanup_free_ char *definition = runtime_path(k->name, "definition");
-	_cleanup_error_ Error *no_viewers = NULL;
-	int r;
-
-	log_info("found QEMU alive: process %d", (int)k->qemu->pid);
-	sweep_generations(k);
-	vm_definition_free(TAKE_PTR(k->def));
-	r = vm_definition_load(k->name, definition, &k->def, err);
-	if (r < 0)
-		return r;
-	k->state = VM_PAUSED; /* not known yet; move_recover() asks */
-	k->reason = "keeper restarted";
-	keeper_lease_adopt(k);
-	if (viewers_start(k, &no_viewers) < 0)
-		log_error("%s", no_viewers->message); /* the guest can do without */
-	return connect_qmp(k, err);
-}
-
-static bool ended(const QemuProcess *qemu)
-{
-	struct pollfd p = {.fd = qemu->pidfd, .events = POLLIN};
-
-	return poll(&p, 1, 0) > 0;
-}
-
-/* One that ends meanwhile was not there: another may have the guest. */
-int machine_adopt(Keeper *k, Error **err)
-{
-	int r;
-
-	while ((r = find(k, err)) > 0) {
-		r = reach(k, err);
-		if (r >= 0)
-			return 1;
-		if (!ended(k->qemu))
-			return r;
-		error_free(TAKE_PTR(*err));
-		gone(k);
-	}
-	return r;
 }

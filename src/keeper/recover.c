@@ -144,7 +144,7 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 		keeper_keep_state(k, VM_RUNNING, streq(status, "suspended") ? "suspended" : "unpaused");
 	} else if (streq(status, "prelaunch") || (streq(status, "paused") && k->before.state == VM_STARTING)) {
 		log_warning("the guest had not been started yet: starting it");
-		machine_go_on_starting(k);
+		machine_boot(k);
 	} else {
 		keeper_keep_state(k, VM_PAUSED, "stopped by QEMU");
 	}
