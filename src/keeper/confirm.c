@@ -182,14 +182,12 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
 /* Growing pauses. From the loop: the old link may be the one that calls us. */
 int do_reconnect(Move *m)
 {
-	uint64_t pause = RETRY_FIRST_USEC << (m->reconnects < 8 ? m->reconnects : 8);
+	uint64_t pause = move_backoff(m->reconnects, RETRY_FIRST_USEC, RETRY_MOST_USEC);
 
-	if (m->reconnects == 0 && m->lease_generation)
+	if (m->reconnects++ == 0 && m->lease_generation)
 		pause = 0; /* the lease may decide at once */
-	m->reconnects++;
 	m->retry_timer = sd_event_source_disable_unref(m->retry_timer);
-	(void)sd_event_add_time_relative(m->k->event, &m->retry_timer, CLOCK_MONOTONIC,
-					 pause < RETRY_MOST_USEC ? pause : RETRY_MOST_USEC, 0, on_retry, m);
+	(void)sd_event_add_time_relative(m->k->event, &m->retry_timer, CLOCK_MONOTONIC, pause, 0, on_retry, m);
 	return 0;
 }
 

@@ -90,7 +90,6 @@ typedef struct Client {
 	struct Client *next;
 	Keeper *keeper;
 	sd_bus *bus;
-	bool leaving;
 } Client;
 
 typedef struct PeerConnection {
@@ -299,6 +298,12 @@ int keeper_lease_resume(Keeper *k, Error **err);
 json_object *keeper_lease_status(const Keeper *k);
 
 /* ---- wait.c ---- */
+/**
+ * wait_add() - answer a control call later, when what it waits for has come about
+ * @m:            a reference is kept
+ * @timeout_usec: 0: no limit; else the call fails then
+ * @kill:         at the limit QEMU is killed instead
+ */
 void wait_add(Keeper *k, sd_bus_message *m, WaitFor what, uint64_t timeout_usec, bool kill);
 /** wait_done() - answer all calls that wait for this */
 void wait_done(Keeper *k, WaitFor what);
@@ -329,6 +334,7 @@ int bus_error_read(sd_bus_message *reply, const char *what, Error **err);
 extern const sd_bus_vtable control_methods[];
 
 /* ---- stats.c ---- */
+/** stats_new() - what QEMU says of its disks, kept for who asks; stats_free() takes NULL, and returns it */
 Stats *stats_new(Keeper *k);
 Stats *stats_free(Stats *stats);
 /** stats_status() - answer Status, now or when QEMU has said how its disks are. Return: as a vtable method */
@@ -341,9 +347,11 @@ json_object *stats_disks(const Stats *stats);
 void stats_forget(Stats *stats);
 
 /* ---- console.c ---- */
+/** console_open() - the serial console of k->qemu, for any number of people. Return: 0, or negative errno with @err set */
 int console_open(Keeper *k, Error **err);
 /** console_switch() - go on with another QEMU's serial socket (taken over, -1: none); who looks on stays */
 void console_switch(Keeper *k, int guest_fd);
+/** console_free() - takes NULL. Return: NULL */
 Console *console_free(Console *console);
 
 /* ---- viewers.c ---- */
@@ -360,12 +368,15 @@ void viewers_open(Keeper *k, int fd);
 int viewers_start(Keeper *k, Error **err);
 /** viewers_look() - something changed: is there a QEMU now that clients can be handed to? */
 void viewers_look(Keeper *k);
+/** viewers_close() - listen no more; who is connected to QEMU stays so */
 void viewers_close(Keeper *k);
 /** viewers_json() - for people: {type, listen, port or tls_port}; k->def has graphics */
 json_object *viewers_json(const Keeper *k);
 
 /* ---- peer.c ---- */
+/** peer_open() - listen on RUNTIME_DIR/NAME/peer. Return: 0, or negative errno with @err set */
 int peer_open(Keeper *k, Error **err);
+/** peer_close() - end all connections of peers, and listen no more */
 void peer_close(Keeper *k);
 /** peer_log() - a line to the source's log: on the connection of the present migration */
 void peer_log(Keeper *k, LogLevel level, const char *message);

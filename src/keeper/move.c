@@ -368,6 +368,13 @@ void move_fact(Move *m, MoveFact fact, bool on)
 	m->facts = on ? m->facts | fact : m->facts & ~(unsigned int)fact;
 }
 
+uint64_t move_backoff(unsigned int n, uint64_t first, uint64_t most)
+{
+	uint64_t pause = first << (n < 16 ? n : 16);
+
+	return pause < most ? pause : most;
+}
+
 /* ---- what people do ---- */
 
 void move_cancel(Move *m)
@@ -395,6 +402,8 @@ void move_user_paused(Move *m, bool paused)
 	m->was_running = !paused;
 	m->was_reason = paused ? "user" : "unpaused";
 	move_fact(m, MOVE_FACT_WAS_RUNNING, !paused);
+	if (!m->up)
+		move_save(m); /* the next keeper must know it as well */
 }
 
 /* ---- QEMU's word ---- */

@@ -130,6 +130,7 @@ struct Move {
 };
 
 /* ---- move.c ---- */
+/** move_new() - the keeper's one Move, which every attempt uses in turn; move_free() takes NULL, and returns it */
 Move *move_new(Keeper *k);
 Move *move_free(Move *m);
 /** move_reset() - forget the last migration, ready for the next; the state becomes S_IDLE or T_IDLE */
@@ -144,8 +145,9 @@ void move_progress_made(Move *m);
 void move_cancel(Move *m);
 /** move_retry_now() - in doubt: ask again now */
 void move_retry_now(Move *m);
-/** move_user_may_pause() - whether a person may pause or resume the guest now; move_user_paused(): he did */
+/** move_user_may_pause() - whether a person may pause or resume the guest now */
 bool move_user_may_pause(const Move *m);
+/** move_user_paused() - a person has paused or resumed it: so it is to be in the end, whoever has it, and after a restart too */
 void move_user_paused(Move *m, bool paused);
 /** move_end_phase() - the phase it is in ends now, for the result */
 void move_end_phase(Move *m);
@@ -154,9 +156,13 @@ void move_end_phase(Move *m);
 void move_fail(Move *m, Error *err);
 /** move_error() - keep an error as the first one, unless there is one; @err is taken over */
 void move_error(Move *m, Error *err);
+/** move_warn() - a warning in the log and in the result, each text once, at most MOVE_WARNINGS_MAX */
 void move_warn(Move *m, const char *fmt, ...) _printf_(2, 3);
+/** move_backoff() - how long to wait before try @n (from 0): twice as long each time, @most at most; microseconds */
+uint64_t move_backoff(unsigned int n, uint64_t first, uint64_t most);
 /** move_active() - whether a migration is under way on this side */
 bool move_active(const Move *m);
+/** move_is_target() - whether its state is one of the target's */
 bool move_is_target(const Move *m);
 /** move_switching() - whether the guest is on its way out of our QEMU, and nobody should begin to look at it there */
 bool move_switching(const Move *m);
@@ -179,7 +185,10 @@ void move_qemu_event(Move *m, const char *name, json_object *data, uint64_t at);
 /** move_qemu_ready() - QMP of an incoming QEMU is usable */
 void move_qemu_ready(Move *m);
 
-/* An action returns 0, or a negative errno with m's error set: then the state stays. */
+/*
+ * The actions of the rows, do_NAME() for MOVE_DO_NAME: what each is, MOVE_ACTIONS says, and docs/states.md when it is carried
+ * out. Return: 0, or negative errno with m's error set: then the state stays, and ACTION_FAILED follows.
+ */
 typedef int (*MoveDo)(Move *m);
 
 /* ---- source.c: Begin, the link, Hello ---- */
@@ -403,8 +412,11 @@ int do_say_never(Move *m);
 int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *error);
 /** target_delta() - connection records came */
 int target_delta(PeerConnection *c, const void *data, size_t len, bool last, Error **err);
+/** target_finish() - Finish came: the source has committed. Answered when it is decided. Return: as a vtable method */
 int target_finish(PeerConnection *c, sd_bus_message *message, sd_bus_error *error);
+/** target_outcome() - Outcome came: decide migration @id now, or say what was decided. Return: as a vtable method */
 int target_outcome(PeerConnection *c, sd_bus_message *message, const char *id, sd_bus_error *error);
+/** target_migration_event() - QAPI event MIGRATION of an incoming QEMU; @status: its MigrationStatus */
 void target_migration_event(Move *m, const char *status);
 /** target_answer() - answer Finish or Outcome, if it was asked */
 void target_answer(Move *m, const char *outcome, bool alive);
@@ -419,8 +431,11 @@ void target_data(Keeper *k, int fd);
 /**
  * data_open() - open a data channel for a transport whose stream the keepers own (ssh, tunnel, unix)
  * @opened: called once with the connected fd (handed over), or -1 and an error (borrowed)
+ *
+ * Return: 0, or negative errno with @err set: @opened is not called then.
  */
 int data_open(Move *m, void (*opened)(Move *m, int fd, const Error *err), Error **err);
+/** data_free() - close the channel; takes NULL. Return: NULL */
 Data *data_free(Data *data);
 /** data_link() - the tunnel's link, NULL if there is none */
 Link *data_link(const Data *data);
@@ -435,12 +450,17 @@ void direct_failed(Keeper *k, const char *stream, bool busy, const Error *err);
 /** direct_relay() - who makes streams from now on; NULL: the one who did has gone */
 void direct_relay(Keeper *k, Client *client);
 
-/* ---- report.c ---- */
+/* ---- report.c: objects for people as docs/control.md has them; the caller's to put ---- */
+/** report_result() - what became of a migration; report_upgrade(): of an upgrade */
 json_object *report_result(Move *m);
-json_object *report_progress(Move *m);
-json_object *report_check(Move *m);
 json_object *report_upgrade(Move *m);
+/** report_progress() - figures of the one under way */
+json_object *report_progress(Move *m);
+/** report_check() - what a check has found; report_upgrade_check(): of an upgrade */
+json_object *report_check(Move *m);
 json_object *report_upgrade_check(Move *m);
+/** report_upgrade_refused() - the same when it could not even begin */
 json_object *report_upgrade_refused(Keeper *k, const Error *why);
+/** report_status() - the VM's state, and what is under way; report_show(): what it is made of */
 json_object *report_status(Keeper *k);
 json_object *report_show(Keeper *k);

@@ -129,12 +129,10 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
 
 int do_try_later(Move *m)
 {
-	uint64_t pause = RETRY_FIRST_USEC << (m->retries < 6 ? m->retries : 6);
+	uint64_t pause = move_backoff(m->retries++, RETRY_FIRST_USEC, RETRY_MOST_USEC);
 
-	m->retries++;
 	m->retry_timer = sd_event_source_disable_unref(m->retry_timer);
-	return sd_event_add_time_relative(m->k->event, &m->retry_timer, CLOCK_MONOTONIC,
-					  pause < RETRY_MOST_USEC ? pause : RETRY_MOST_USEC, 0, on_retry, m);
+	return sd_event_add_time_relative(m->k->event, &m->retry_timer, CLOCK_MONOTONIC, pause, 0, on_retry, m);
 }
 
 int do_say_never(Move *m)

@@ -80,23 +80,18 @@ static int check_hello(PeerConnection *c, const HelloCookie *hello, sd_bus_error
 	return bus_error(error, "InvalidArgument", err);
 }
 
-static int reply_cookie(sd_bus_message *m, const CookieTable *table, const void *data)
+static void learn_peer(PeerConnection *c, const HelloCookie *hello)
 {
-	_cleanup_(sd_bus_message_unrefp)
-	sd_bus_message *reply = NULL;
-	int r = sd_bus_message_new_method_return(m, &reply);
-
-	if (r >= 0)
-		r = cookie_append(reply, table, data);
-	return r < 0 ? r : sd_bus_send(NULL, reply, NULL);
+	c->greeted = true;
+	free(c->host_id);
+	free(c->host_name);
+	c->host_id = xstrdup(hello->host_id);
+	c->host_name = text_clean(hello->host_name, 64);
 }
 
-static int on_hello(sd_bus_message *m, void *userdata, sd_bus_error *error)
+static int answer_hello(PeerConnection *c, sd_bus_message *m)
 {
-	PeerConnection *c = userdata;
 	HostConf *conf = c->keeper->conf;
-	HelloCookie hello = {};
-	_cleanup_error_ Error *err = NULL;
 	HelloReply reply = {
 		.version = PEER_VERSION,
 		.least = PEER_VERSION_LEAST,
@@ -106,6 +101,26 @@ static int on_hello(sd_bus_message *m, void *userdata, sd_bus_error *error)
 		.host_name = conf->host_name,
 	};
 	CtHost ct;
+
+	ct_host_read(&ct);
+	reply.conntrack = ct.available;
+	if (!ct.available)
+		reply.conntrack_reason = (char *)"no access to nf_conntrack there";
+	else if (ct.max && ct.count > ct.max - ct.max / 10)
+		reply.conntrack_reason = (char *)"nf_conntrack's table there is nearly full";
+	if (conf->migration_address && prove_listen(c) >= 0) {
+		reply.address = conf->migration_address;
+		reply.port = prove_port(c);
+		reply.token = c->proof_token;
+	}
+	return cookie_reply(m, &hello_reply, &reply);
+}
+
+static int on_hello(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	PeerConnection *c = userdata;
+	HelloCookie hello = {};
+	_cleanup_error_ Error *err = NULL;
 	int r;
 
 	r = cookie_read(m, &hello_cookie, peer_features, &hello, &err);
@@ -113,23 +128,8 @@ static int on_hello(sd_bus_message *m, void *userdata, sd_bus_error *error)
 		return bus_error(error, "InvalidArgument", err);
 	r = check_hello(c, &hello, error);
 	if (r >= 0) {
-		c->greeted = true;
-		free(c->host_id);
-		free(c->host_name);
-		c->host_id = xstrdup(hello.host_id);
-		c->host_name = text_clean(hello.host_name, 64);
-		ct_host_read(&ct);
-		reply.conntrack = ct.available;
-		if (!ct.available)
-			reply.conntrack_reason = (char *)"no access to nf_conntrack there";
-		else if (ct.max && ct.count > ct.max - ct.max / 10)
-			reply.conntrack_reason = (char *)"nf_conntrack's table there is nearly full";
-		if (conf->migration_address && prove_listen(c) >= 0) {
-			reply.address = conf->migration_address;
-			reply.port = prove_port(c);
-			reply.token = c->proof_token;
-		}
-		r = reply_cookie(m, &hello_reply, &reply);
+		learn_peer(c, &hello);
+		r = answer_hello(c, m);
 	}
 	cookie_clear(&hello_cookie, &hello);
 	return r;

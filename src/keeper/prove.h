@@ -8,7 +8,9 @@
  * the target's keeper listens on the same address and port range for a moment and answers a token.
  */
 
-/** prove_listen() - listen on migration-address for this connection's source. Return: 0 or negative errno */
+/** prove_listen() - listen on migration-address for this connection's source, until prove_close(). Return: 0 or negative errno */
 int prove_listen(PeerConnection *c);
+/** prove_port() - where it listens, 0: nowhere */
 unsigned int prove_port(PeerConnection *c);
+/** prove_close() - listen no more; harmless when it does not */
 void prove_close(PeerConnection *c);

@@ -46,17 +46,6 @@ static int begin(PeerConnection *c, PrepareCookie *p, VmDefinition *def, Room *r
 	return 1;
 }
 
-static int reply_prepare(sd_bus_message *message, PrepareReply *reply)
-{
-	_cleanup_(sd_bus_message_unrefp)
-	sd_bus_message *answer = NULL;
-	int r = sd_bus_message_new_method_return(message, &answer);
-
-	if (r >= 0)
-		r = cookie_append(answer, &prepare_reply, reply);
-	return r < 0 ? r : sd_bus_send(NULL, answer, NULL);
-}
-
 int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *error)
 {
 	Keeper *k = c->keeper;
@@ -77,7 +66,7 @@ int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *err
 		if (advice)
 			strv_add(&reply.warnings, "%s", advice);
 		vm_definition_free(def);
-		r = reply_prepare(message, &reply);
+		r = cookie_reply(message, &prepare_reply, &reply);
 		strv_free(reply.warnings);
 	} else if (r >= 0) {
 		r = begin(c, &p, def, room, message);
@@ -238,6 +227,20 @@ static int on_look(sd_event_source *source, uint64_t usec, void *userdata)
 	return 0;
 }
 
+/* Where clients of the guest's graphics go on. */
+static void tell_graphics(const Keeper *k, PrepareReply *reply)
+{
+	if (k->def->graphics == GRAPHICS_NONE)
+		return;
+	reply->graphics = (char *)(uintptr_t)graphics_type_to_string(k->def->graphics);
+	reply->graphics_listen = k->def->graphics_listen;
+	reply->graphics_host = k->conf->host_name;
+	if (k->def->graphics_tls)
+		reply->graphics_tls_port = tcp_port(k->viewers_fd);
+	else
+		reply->graphics_port = tcp_port(k->viewers_fd);
+}
+
 int do_prepare_reply(Move *m)
 {
 	_cleanup_free_ char *path = runtime_path(m->k->name, "peer"), *cert_subject = graphics_cert_subject(m->k->def);
@@ -254,18 +257,10 @@ int do_prepare_reply(Move *m)
 
 	if (!m->prepare_message)
 		return 0;
-	if (m->k->def->graphics != GRAPHICS_NONE) {
-		reply.graphics = (char *)(uintptr_t)graphics_type_to_string(m->k->def->graphics);
-		reply.graphics_listen = m->k->def->graphics_listen;
-		reply.graphics_host = m->k->conf->host_name;
-		if (m->k->def->graphics_tls)
-			reply.graphics_tls_port = tcp_port(m->k->viewers_fd);
-		else
-			reply.graphics_port = tcp_port(m->k->viewers_fd);
-		reply.graphics_cert_subject = cert_subject;
-	}
+	reply.graphics_cert_subject = cert_subject;
+	tell_graphics(m->k, &reply);
 	sink_tell(m, &reply);
-	r = reply_prepare(m->prepare_message, &reply);
+	r = cookie_reply(m->prepare_message, &prepare_reply, &reply);
 	m->prepare_message = sd_bus_message_unref(m->prepare_message);
 	if (!(m->facts & MOVE_FACT_OFFLINE)) {
 		(void)sd_event_add_time_relative(m->k->event, &m->timeout, CLOCK_MONOTONIC,
@@ -462,42 +457,40 @@ static uint64_t between(uint64_t from, uint64_t to)
 	return from && to > from ? to - from : 0;
 }
 
+/* What is known of the migration that this side has carried out, or given up, beside its outcome; @ct is borrowed. */
+static void tell_how(const Move *m, CtApplyStats *ct, OutcomeReply *reply)
+{
+	if (m->error) {
+		reply->reason = m->error->message;
+		reply->hint = m->error->hint;
+	}
+	sink_stats(m, ct);
+	reply->ct_reasons = sink_reasons(ct);
+	reply->ct_received = ct->received;
+	reply->ct_applied = ct->applied;
+	reply->ct_refused = ct->refused;
+	reply->ct_failed = ct->failed;
+	reply->ct_replaced = ct->replaced;
+	reply->ct_first_refused = ct->first_refused;
+	reply->gate = (char *)(uintptr_t)m->gate;
+	reply->gate_usec = between(m->t.finish_came, m->t.gate_passed);
+	reply->journal_usec = between(m->t.gate_passed, m->t.journalled);
+	reply->cont_usec = between(m->t.cont_sent, m->t.resumed);
+	reply->warnings = m->warnings;
+	reply->resumed_usec = between(m->t.resumed, now_usec());
+}
+
 static int send_outcome(Move *m, sd_bus_message *message, const char *id, const char *outcome, bool alive)
 {
-	_cleanup_(sd_bus_message_unrefp)
-	sd_bus_message *answer = NULL;
-	bool mine = streq(m->id, id);
 	OutcomeReply reply = {.id = (char *)(uintptr_t)id, .outcome = (char *)(uintptr_t)outcome, .alive = alive};
-	_cleanup_strv_ char **reasons = NULL;
 	CtApplyStats ct = {};
 	int r;
 
-	if (mine && m->error) {
-		reply.reason = m->error->message;
-		reply.hint = m->error->hint;
-	}
-	if (mine) {
-		sink_stats(m, &ct);
-		reply.ct_reasons = reasons = sink_reasons(&ct);
-		reply.ct_received = ct.received;
-		reply.ct_applied = ct.applied;
-		reply.ct_refused = ct.refused;
-		reply.ct_failed = ct.failed;
-		reply.ct_replaced = ct.replaced;
-		reply.ct_first_refused = ct.first_refused;
-	}
-	if (mine) {
-		reply.gate = (char *)(uintptr_t)m->gate;
-		reply.gate_usec = between(m->t.finish_came, m->t.gate_passed);
-		reply.journal_usec = between(m->t.gate_passed, m->t.journalled);
-		reply.cont_usec = between(m->t.cont_sent, m->t.resumed);
-		reply.warnings = m->warnings;
-		reply.resumed_usec = between(m->t.resumed, now_usec());
-	}
-	r = sd_bus_message_new_method_return(message, &answer);
-	if (r >= 0)
-		r = cookie_append(answer, &outcome_reply, &reply);
-	return r < 0 ? r : sd_bus_send(NULL, answer, NULL);
+	if (streq(m->id, id))
+		tell_how(m, &ct, &reply);
+	r = cookie_reply(message, &outcome_reply, &reply);
+	strv_free(reply.ct_reasons);
+	return r;
 }
 
 void target_answer(Move *m, const char *outcome, bool alive)

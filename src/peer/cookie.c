@@ -90,6 +90,17 @@ int cookie_append(sd_bus_message *m, const CookieTable *table, const void *data)
 	return r < 0 ? r : sd_bus_message_close_container(m);
 }
 
+int cookie_reply(sd_bus_message *call, const CookieTable *table, const void *data)
+{
+	_cleanup_(sd_bus_message_unrefp)
+	sd_bus_message *reply = NULL;
+	int r = sd_bus_message_new_method_return(call, &reply);
+
+	if (r >= 0)
+		r = cookie_append(reply, table, data);
+	return r < 0 ? r : sd_bus_send(NULL, reply, NULL);
+}
+
 /* What is for people is cleaned, what is for programs must be clean. */
 static int take_string(const CookieField *field, uint64_t max, const char *s, char **ret)
 {

@@ -56,5 +56,8 @@ int cookie_append(sd_bus_message *m, const CookieTable *table, const void *data)
  */
 int cookie_read(sd_bus_message *m, const CookieTable *table, const char *const *known, void *data, Error **err);
 
+/** cookie_reply() - answer a method call with a struct. Return: as cookie_append(), or what sd_bus_send() says */
+int cookie_reply(sd_bus_message *call, const CookieTable *table, const void *data);
+
 /** cookie_clear() - free what a struct holds and zero it */
 void cookie_clear(const CookieTable *table, void *data);

@@ -173,3 +173,18 @@ def test_stopped_for_a_migration(bed, home):
     wait_until(lambda: home.status(NAME)["state"] == "running")
     assert home.status(NAME)["pid"] == pid
     assert bed.b.wait_clean() == []
+
+
+def test_a_persons_pause_outlives_the_keeper(bed, home):
+    """--no-live stopped the guest, and then a person did: the next keeper leaves it so."""
+    pid = home.status(NAME)["pid"]
+    mover = home.popen("vmferry", "migrate", NAME, bed.b.exec_destination(), "--transport=tunnel", "--no-live", "--bandwidth=1000",
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: home.status(NAME)["reason"] == "migration")
+    home.vmferry("pause", NAME)
+    os.kill(stopped_keeper(home), signal.SIGKILL)
+    mover.wait()
+    wait_until(lambda: not (folder(home) / "move").exists() and not home.status(NAME).get("migration"))
+    assert (home.status(NAME)["pid"], home.status(NAME)["state"]) == (pid, "paused")
+    home.vmferry("resume", NAME)
+    assert bed.b.wait_clean() == []
