@@ -41,6 +41,8 @@ class Seed:
     lease: int = 0
     gone: int = 0
     paused: int = 0
+    nolive: int = 0
+    spice: int = 0
 
 
 MOVE_SEEDS = [
@@ -87,6 +89,12 @@ MOVE_SEEDS = [
     Seed("a lease that is not to be had is no matter", [("T_LEASE", "ACTION_FAILED", "", "T_JOURNAL", [])], lease=1),
     Seed("resume in doubt with the target's generation", [("S_DOUBT", "LEASE", "", "S_NEVER_RECORD", ["ACQUIRE_LEASE", "DROP_LINK"])], frame="TAKE_ANY", faults=3, lease=1),
     Seed("resume in doubt without a look at the lease", [("S_DOUBT", "LEASE", "", "S_NEVER_RECORD", ["DROP_LINK"])], lease=1),
+    Seed("no live: the guest is not resumed after a failure", [("S_CANCEL", "SETTLED", "CONT_BACK", "S_IDLE", ["SEND_ABORT", "END"])], nolive=1),
+    Seed("no live: that we have stopped the guest is forgotten", frame="STOP_FORGOTTEN", nolive=1),
+    Seed("a paused guest runs when its migration has failed", frame="RUNS_ANYWAY", paused=1),
+    Seed("a paused guest runs on the target", frame="FINISH_RUNS", paused=1),
+    Seed("a person's pause is not noted for the next keeper", frame="PAUSE_NOT_NOTED", paused=1),
+    Seed("the source is killed before SPICE's clients are handed over", frame="HASTE", spice=1),
 ]
 
 
@@ -172,7 +180,7 @@ class Model:
 
 MOVE = Model(
     "vmferry.pml",
-    ("FAULTS", "ATTEMPTS", "LEASE", "OFFLINE", "GONE", "SEED"),
+    ("FAULTS", "ATTEMPTS", "LEASE", "OFFLINE", "GONE", "NOLIVE", "PAUSED", "SPICE", "SEED"),
     lambda row: not in_place(row),
     MOVE_SEEDS,
     {

@@ -8,11 +8,12 @@
  * the source.
  *
  * FAULTS: at most so many in a run; ATTEMPTS: migrations, each from whoever has the guest; LEASE: 1 with leases;
- * OFFLINE: 1 for a VM that is off; GONE: 1 if a host may be gone for good; SEED: which of model/rows.py's bugs is in.
+ * OFFLINE: 1 for a VM that is off; GONE: 1 if a host may be gone for good; NOLIVE: 1 for --no-live; PAUSED: 1 if a person may
+ * pause the guest; SPICE: 1 if it has clients to hand over; SEED: which of model/rows.py's bugs is in.
  * RUNTIME: the verifier takes all of them from its environment.
  */
 #ifdef RUNTIME
-byte FAULTS, ATTEMPTS, LEASE, OFFLINE, GONE, SEED;
+byte FAULTS, ATTEMPTS, LEASE, OFFLINE, GONE, NOLIVE, PAUSED, SPICE, SEED;
 #endif
 #ifndef RUNTIME
 #ifndef FAULTS
@@ -30,6 +31,15 @@ byte FAULTS, ATTEMPTS, LEASE, OFFLINE, GONE, SEED;
 #ifndef GONE
 #define GONE 0
 #endif
+#ifndef NOLIVE
+#define NOLIVE 0
+#endif
+#ifndef PAUSED
+#define PAUSED 0
+#endif
+#ifndef SPICE
+#define SPICE 0
+#endif
 #ifndef SEED
 #define SEED 0
 #endif
@@ -38,7 +48,7 @@ byte FAULTS, ATTEMPTS, LEASE, OFFLINE, GONE, SEED;
 #define HOSTS 2
 #include "engine.pml"
 
-/* QEMU. MOVING and RUNS run the guest; PRE: stopped by pre-switchover; DEVICE: the device state goes; DYING: SIGKILL sent. */
+/* QEMU. MOVING and RUNS run the guest, if it is not halted; PRE: stopped by pre-switchover; DEVICE: the device state goes; DYING: SIGKILL sent. */
 #define Q_NONE 0
 #define Q_RUNS 1
 #define Q_MOVING 2
@@ -87,14 +97,20 @@ bool loaded[2], barrier[2], gate[2], restarted[2]; /* target: facts */
 bool prepares[2], asked[2]; /* target: Prepare, or Finish or Outcome, is to be answered */
 byte from[2];
 bool dead[2];	       /* QEMU's end is still to be noticed */
+bool was_running[2];   /* the guest ran when the migration began, and no person has paused it since */
+bool viewers[2], held[2]; /* SPICE's clients are to be handed over; QEMU is kept for that */
 
 /* ---- what outlives it; of that, only the journal outlives the host ---- */
 byte id[2];	       /* of the migration under way, as in the note */
 byte note[2];
+bool note_ran[2];      /* the note's was_running */
 byte qemu[2];
+bool halted[2];	       /* its guest was stopped with "stop": by us, or by a person */
+byte sent_stop[2];     /* commands on their way to QEMU: 2: stop and migrate, 1: migrate */
 bool sent_cont[2];     /* cont is on its way to QEMU */
 bool stale[2];	       /* the guest has run elsewhere since: this QEMU must never run again */
 byte rec[4];
+bool rec_ran[4];       /* the record's was_running */
 
 /* ---- between them, by source ---- */
 bool link[2], knows[2], lost[2], connecting[2]; /* up; the source thinks so; its loss is still to be noticed */
@@ -111,11 +127,14 @@ byte holder = 0, last_holder = 0;
 byte generation = 1, offered[2]; /* as COMMIT and Finish say it */
 
 byte attempts;
+byte pauses; /* 0: nobody has paused the guest, 1: a person has, 2: and it was started anew since */
+#define paused (pauses == 1)
 bool assumed; /* the operator has decided once */
 bool gone[2]; /* that host never comes back */
 
 #define peer (1 - h)
 #define REC(host, migration) rec[2 * (host) + (migration) - 1]
+#define RAN(host, migration) rec_ran[2 * (host) + (migration) - 1]
 #define stands(r) ((r) != R_NONE && (r) != R_ABORTED)
 #define standing(host) (stands(REC(host, 2)) -> REC(host, 2) : (stands(REC(host, 1)) -> REC(host, 1) : R_NONE))
 #define standing_id(host) (stands(REC(host, 2)) -> 2 : 1)
@@ -125,21 +144,22 @@ bool gone[2]; /* that host never comes back */
 	(state[host] != S_IDLE && state[host] != S_DONE && state[host] != T_IDLE && state[host] != T_OWNER)
 #define is_source(host) (active(host) && state[host] < T_IDLE)
 #define is_target(host) (active(host) && state[host] >= T_IDLE)
-#define runs(host) (qemu[host] == Q_RUNS || qemu[host] == Q_MOVING)
+#define runs(host) ((qemu[host] == Q_RUNS || qemu[host] == Q_MOVING) && !halted[host])
 
 /* ---- facts ---- */
 #define fact_LINK knows[h]
 #define fact_CANCELLED cancelled[h]
 #define fact_FOLLOW_DONE 1
 #define fact_TARGET_ACTIVE receiving[h]
-#define fact_POST (qemu[h] == Q_POST)
+#define stopped_by_us (NOLIVE && halted[h] && qemu[h] == Q_RUNS && !SEED_STOP_FORGOTTEN)
+#define fact_POST (qemu[h] == Q_POST || stopped_by_us)
 #define fact_ALIVE (qemu[h] != Q_NONE)
 #define fact_LOAD_DONE (loaded[h] || OFFLINE)
 #define fact_BARRIER_DONE barrier[h]
 #define fact_GATE_PASSED gate[h]
 #define fact_RESTARTED restarted[h]
 #define fact_OWNER owner(h)
-#define fact_WAS_RUNNING 1
+#define fact_WAS_RUNNING (was_running[h] || SEED_RUNS_ANYWAY)
 #define fact_OFFLINE OFFLINE
 
 /* ---- the link ---- */
@@ -211,16 +231,26 @@ inline do_CONNECT() { connecting[h] = 1 }
 inline do_HELLO() { soon[h] = EV_HELLO_OK }
 inline do_PROVE() { soon[h] = EV_PROVED }
 inline do_SEND_PREPARE() { tell(M_PREPARE) }
-inline do_OPEN_DATA() { soon[h] = EV_DATA_READY }
+inline do_OPEN_DATA()
+{
+	soon[h] = EV_DATA_READY;
+	viewers[h] = SPICE
+}
+
 inline do_PREALLOCATE() { skip }
+
+inline migrate()
+{
+	qemu[h] = Q_MOVING;
+	sent[h] = 0;
+	data[h] = qemu[peer] == Q_LISTENS
+}
 
 inline do_START_MIGRATE()
 {
 	if
-	:: qemu[h] == Q_RUNS ->
-		qemu[h] = Q_MOVING;
-		sent[h] = 0;
-		data[h] = qemu[peer] == Q_LISTENS
+	:: qemu[h] == Q_RUNS && NOLIVE && was_running[h] -> sent_stop[h] = 2
+	:: qemu[h] == Q_RUNS && !(NOLIVE && was_running[h]) -> migrate()
 	:: else
 	fi
 }
@@ -231,7 +261,8 @@ inline do_CONTINUE() { qemu[h] = (qemu[h] == Q_PRE -> Q_DEVICE : qemu[h]) }
 inline do_JOURNAL_COMMIT()
 {
 	offered[h] = generation;
-	REC(h, id[h]) = R_COMMIT
+	REC(h, id[h]) = R_COMMIT;
+	RAN(h, id[h]) = was_running[h]
 }
 
 /* It goes with the last process that has it: a keeper that has nothing to do leaves, a QEMU has it while it lives. */
@@ -281,17 +312,27 @@ inline do_ACQUIRE_LEASE()
 #define lease_can_be_retaken (LEASE && lease_is_ours(h))
 inline do_RETAKE_LEASE() { do_ACQUIRE_LEASE() }
 inline do_JOURNAL_OWNER() { REC(h, id[h]) = R_OWNER }
-inline do_RESUME() { sent_cont[h] = qemu[h] == Q_POST }
+inline do_RESUME() { sent_cont[h] = qemu[h] == Q_POST || qemu[h] == Q_RUNS && halted[h] }
 inline do_JOURNAL_GONE() { REC(h, id[h]) = R_GONE }
+
+inline kill_qemu()
+{
+	must(!viewers[h] || qemu[h] == Q_NONE, "SPICE's clients are not handed over\n");
+	qemu[h] = (qemu[h] == Q_NONE -> Q_NONE : Q_DYING);
+	sent_cont[h] = 0;
+	data[h] = 0;
+	data[peer] = 0
+}
 
 inline do_KILL_QEMU()
 {
 	/* Ours may have the only copy of the guest: it goes only when the guest is surely elsewhere, or lost. */
 	must(is_target(h) || standing(h) == R_GONE, "the source's QEMU is killed before GONE\n");
-	qemu[h] = (qemu[h] == Q_NONE -> Q_NONE : Q_DYING);
-	sent_cont[h] = 0;
-	data[h] = 0;
-	data[peer] = 0
+	held[h] = viewers[h] && qemu[h] != Q_NONE && !SEED_HASTE;
+	if
+	:: held[h]
+	:: else -> kill_qemu()
+	fi
 }
 
 inline do_FLUSH() { skip }
@@ -309,6 +350,8 @@ inline end_source()
 	cancelled[h] = 0;
 	waits[h] = 0;
 	receiving[h] = 0;
+	viewers[h] = 0;
+	was_running[h] = 0;
 	soon[h] = 0;
 	drop_lease();
 	if
@@ -327,6 +370,7 @@ inline do_START_QEMU()
 	if
 	:: !OFFLINE ->
 		qemu[h] = Q_LISTENS;
+		halted[h] = 0;
 		stale[h] = 0;
 		sent[peer] = 0;
 		told[h] = 0
@@ -344,14 +388,22 @@ inline do_PREPARE_REPLY()
 }
 
 inline do_ARM_GATE() { skip }
-inline do_JOURNAL_COMMITTED() { REC(h, id[h]) = R_COMMITTED }
+inline do_JOURNAL_COMMITTED()
+{
+	REC(h, id[h]) = R_COMMITTED;
+	RAN(h, id[h]) = was_running[h]
+}
 
 inline do_CONT()
 {
 	must(REC(h, id[h]) == R_COMMITTED, "cont before COMMITTED\n");
 	must(restarted[h] || barrier[h] || gate[h], "cont without the barrier or the end of its time\n");
 	if
-	:: qemu[h] == Q_LOADED -> sent_cont[h] = 1
+	:: qemu[h] == Q_LOADED && was_running[h] -> sent_cont[h] = 1
+	:: qemu[h] == Q_LOADED && !was_running[h] -> /* it is taken over as it is, paused */
+		qemu[h] = Q_RUNS;
+		halted[h] = 1;
+		soon[h] = EV_CONT_OK
 	:: else -> soon[h] = EV_CONT_OK
 	fi
 }
@@ -364,6 +416,7 @@ inline end_target()
 	barrier[h] = 0;
 	gate[h] = 0;
 	restarted[h] = 0;
+	was_running[h] = 0;
 	from[h] = FROM_NOBODY;
 	asked[h] = 0;
 	prepares[h] = 0;
@@ -439,6 +492,10 @@ inline keeper_dies()
 	asked[h] = 0;
 	from[h] = FROM_NOBODY;
 	dead[h] = 0;
+	was_running[h] = 0;
+	viewers[h] = 0;
+	held[h] = 0;
+	sent_stop[h] = 0;
 	drop_lease();
 	close_link();
 	break_link_of(peer)
@@ -447,7 +504,11 @@ inline keeper_dies()
 inline qemu_dies()
 {
 	qemu[h] = Q_NONE;
+	halted[h] = 0;
+	viewers[h] = 0;
+	held[h] = 0;
 	stale[h] = 0;
+	sent_stop[h] = 0;
 	sent_cont[h] = 0;
 	data[h] = 0;
 	data[peer] = 0;
@@ -476,6 +537,7 @@ inline keeper_begins()
 		restarted[h] = 1;
 		loaded[h] = qemu[h] != Q_LISTENS && qemu[h] != Q_NONE;
 		told[h] = 0;
+		was_running[h] = RAN(h, id[h]);
 		state[h] = (REC(h, id[h]) == R_COMMITTED || SEED_RUN_LOADED && qemu[h] == Q_LOADED -> T_CONT : T_ABORT);
 		e = EV_RESTART
 	:: else ->
@@ -483,6 +545,7 @@ inline keeper_begins()
 		:: standing(h) == R_COMMIT ->
 			state[h] = S_DOUBT;
 			id[h] = standing_id(h);
+			was_running[h] = RAN(h, id[h]);
 			e = EV_RESTART
 		:: standing(h) == R_GONE && (qemu[h] != Q_NONE || note[h] == NOTE_SOURCE) ->
 			state[h] = S_DESTROY;
@@ -490,6 +553,7 @@ inline keeper_begins()
 			e = EV_RESTART
 		:: standing(h) != R_COMMIT && standing(h) != R_GONE && note[h] == NOTE_SOURCE ->
 			state[h] = S_CANCEL;
+			was_running[h] = note_ran[h];
 			e = EV_RESTART
 		:: else ->
 			note[h] = 0;
@@ -552,6 +616,7 @@ inline target_receives(message, which, mid)
 	:: message == M_ABORT && is_target(h) && id[h] == mid -> e = EV_ABORT
 	:: message == M_FINISH && from[h] == which && id[h] == mid && state[h] == T_WAIT ->
 		asked[h] = 1;
+		was_running[h] = RAN(peer, mid) || SEED_FINISH_RUNS;
 		e = EV_FINISH
 	:: message == M_OUTCOME || message == M_FINISH && (from[h] != which || id[h] != mid || state[h] != T_WAIT) ->
 		asked_for_outcome(which, mid)
@@ -578,6 +643,7 @@ inline source_receives(message)
 inline guest_goes_on_here()
 {
 	qemu[h] = Q_RUNS;
+	halted[h] = 0;
 	sent_cont[h] = 0;
 	stale[peer] = qemu[peer] != Q_NONE
 }
@@ -603,7 +669,7 @@ end:
 		:: ready(h) && late[h] ->
 			late[h] = 0;
 			e = EV_DEADLINE
-		:: ready(h) && soon[h] == EV_SETTLED && qemu[h] != Q_NONE ->
+		:: ready(h) && soon[h] == EV_SETTLED && qemu[h] != Q_NONE && !sent_stop[h] ->
 			soon[h] = NO_EVENT;
 			e = EV_SETTLED;
 			if
@@ -635,16 +701,32 @@ end:
 		:: qemu[h] == Q_DYING -> d_step { qemu_dies() }
 		:: ready(h) && state[h] == S_PERFORM && qemu[h] == Q_PRE -> e = EV_PRE_SWITCHOVER
 		:: ready(h) && state[h] == S_SWITCHOVER && qemu[h] == Q_POST -> e = EV_POSTMIGRATE
-		:: ready(h) && (state[h] == S_PERFORM || state[h] == S_HOLD || state[h] == S_SWITCHOVER) && qemu[h] == Q_RUNS ->
+		:: ready(h) && (state[h] == S_PERFORM || state[h] == S_HOLD || state[h] == S_SWITCHOVER) && qemu[h] == Q_RUNS &&
+			!sent_stop[h] ->
 			e = EV_FAILED
+		:: sent_stop[h] == 2 ->
+			halted[h] = 1;
+			sent_stop[h] = 1
+		:: sent_stop[h] == 1 && qemu[h] == Q_RUNS ->
+			d_step {
+				sent_stop[h] = 0;
+				migrate()
+			}
+		:: ready(h) && held[h] -> /* SPICE_MIGRATE_COMPLETED, or its time is over */
+			d_step {
+				held[h] = 0;
+				viewers[h] = 0;
+				kill_qemu()
+			}
 		:: qemu[h] == Q_MOVING && data[h] && told[peer] -> qemu[h] = Q_PRE
 		:: qemu[h] == Q_DEVICE && data[h] && !sent[h] -> sent[h] = 1
 		:: qemu[h] == Q_DEVICE && sent[h] ->
 			qemu[h] = Q_POST;
 			data[h] = 0
 		:: (qemu[h] == Q_MOVING || qemu[h] == Q_PRE || qemu[h] == Q_DEVICE) && !data[h] -> qemu[h] = Q_RUNS
-		:: sent_cont[h] && qemu[h] == Q_POST ->
+		:: sent_cont[h] && (qemu[h] == Q_POST || qemu[h] == Q_RUNS) ->
 			qemu[h] = Q_RUNS;
+			halted[h] = 0;
 			sent_cont[h] = 0;
 			if
 			:: ready(h) && state[h] == S_IDLE && note[h] == NOTE_SOURCE ->
@@ -733,14 +815,26 @@ end:
 			attempts++;
 			id[h] = attempts;
 			note[h] = NOTE_SOURCE;
+			was_running[h] = !halted[h];
+			note_ran[h] = was_running[h];
 			state[h] = S_IDLE;
 			e = EV_MIGRATE
 		:: !OFFLINE && ready(h) && !active(h) && qemu[h] == Q_NONE && !dead[h] && (owner(h) || SEED_START) &&
 			(!LEASE || holder == h || holder == NOBODY) ->
 			d_step {
 				qemu[h] = Q_RUNS;
+				halted[h] = 0;
+				pauses = (paused -> 2 : pauses);
 				stale[h] = 0;
 				do_ACQUIRE_LEASE()
+			}
+		:: PAUSED && pauses == 0 && ready(h) && (qemu[h] == Q_RUNS || qemu[h] == Q_MOVING) && !sent_stop[h] && !sent_cont[h] &&
+			(!active(h) && owner(h) || state[h] >= S_CONNECT && state[h] <= S_PERFORM) ->
+			d_step {
+				pauses = 1;
+				halted[h] = 1;
+				was_running[h] = 0;
+				note_ran[h] = note_ran[h] && SEED_PAUSE_NOT_NOTED
 			}
 		:: ready(h) && fault && is_source(h) && (!committed(state[h]) || SEED_CANCEL) && !waits[h] ->
 			faults++;
@@ -769,7 +863,9 @@ end:
 					keeper_dies();
 					if
 					:: qemu[h] == Q_LOADED -> guest_goes_on_here()
-					:: else -> qemu[h] = Q_RUNS
+					:: else ->
+						qemu[h] = Q_RUNS;
+						halted[h] = 0
 					fi;
 					sent_cont[h] = 0
 				}
@@ -827,6 +923,7 @@ end:
 			must(!(runs(0) && runs(1)), "two run\n");
 			must(!(owner(0) && owner(1)) || gone[0] || gone[1], "two own it\n");
 			must(!(runs(0) && !owner(0)) && !(runs(1) && !owner(1)), "it runs where it must not\n");
+			must(!paused || !runs(0) && !runs(1), "a guest that a person has paused runs\n");
 			/* the operator's word may be the end of what a lost host has done since */
 			must(!(runs(0) && stale[0]) && !(runs(1) && stale[1]) || assumed && (gone[0] || gone[1]),
 			     "what runs is behind\n");
@@ -841,8 +938,9 @@ end:
  * (or may be started), and nothing is left over anywhere. Together with "no cycle" this is: never none for ever.
  */
 #define armed(host) (active(host) && has_deadline(state[host]) && !late[host] && !(state[host] == T_WAIT && told[host]))
+#define here(host) (runs(host) || paused && (qemu[host] == Q_RUNS || qemu[host] == Q_POST))
 #define clean(host)                                                                                                    \
-	(up[host] && !active(host) && !note[host] && !waits[host] && !dead[host] && (runs(host) || qemu[host] == Q_NONE))
+	(up[host] && !active(host) && !note[host] && !waits[host] && !dead[host] && (here(host) || qemu[host] == Q_NONE))
 
 /*
  * A host is gone for good. The other one runs the guest; or the guest was the lost host's; or only a person can go on: the
@@ -850,7 +948,7 @@ end:
  */
 #define survives(host)                                                                                                 \
 	must(lease_is_lost(host) || clean(host), "at the end: something is left over\n");                             \
-	must(lease_is_lost(host) || OFFLINE || runs(host) == owner(host), "at the end: none runs\n")
+	must(lease_is_lost(host) || OFFLINE || here(host) == owner(host), "at the end: none runs\n")
 
 active proctype clock()
 {
@@ -861,6 +959,9 @@ active proctype clock()
 		PARAMETER(LEASE);
 		PARAMETER(OFFLINE);
 		PARAMETER(GONE);
+		PARAMETER(NOLIVE);
+		PARAMETER(PAUSED);
+		PARAMETER(SPICE);
 		PARAMETER(SEED);
 	};
 #endif
@@ -883,7 +984,7 @@ active proctype clock()
 	:: gone[1] -> survives(0)
 	:: else ->
 		must(owner(0) != owner(1), "at the end: nobody owns it\n");
-		must(OFFLINE || runs(0) != runs(1), "at the end: none runs\n");
+		must(OFFLINE || here(0) != here(1), "at the end: none runs\n");
 		must(clean(0) && clean(1), "at the end: something is left over\n")
 	fi
 }
