@@ -236,7 +236,7 @@ static int write_frame(Following *f)
 	CtFollowStats s;
 
 	ct_follow_stats(f->follow, &s);
-	size = CT_WIRE_HEADER + s.entries * CT_WIRE_RECORD_MAX;
+	size = (1 + s.entries) * (CT_WIRE_HEADER + CT_WIRE_RECORD_MAX);
 	batch = xcalloc(1, size);
 	return output_frame(STDOUT_FILENO, batch, ct_follow_snapshot(f->follow, batch, size, &n, &left));
 }

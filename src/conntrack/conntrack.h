@@ -111,10 +111,11 @@ int ct_follow_drain(CtFollow *follow);
 size_t ct_follow_delta(CtFollow *follow, size_t max, const uint8_t **ret, size_t *ret_records);
 
 /**
- * ct_follow_snapshot() - all entries there are now as one batch of wire records
+ * ct_follow_snapshot() - all entries there are now as batches of wire records, none of more than 1000
  * @to, @max: where to, and at most so many bytes (at least CT_WIRE_HEADER); what ct_follow_delta() says is not changed by it
  * @ret_records: number of records in it
- * @ret_left: entries that found no room. Those in use by both sides and with the most time left come first
+ * @ret_left: entries that found no room. Those in use by both sides and with the most time left come first, and masters
+ * before what belongs to them
  *
  * Return: number of bytes.
  */

@@ -7,6 +7,20 @@
 #include "table.h"
 #include "wire.h"
 
+/* Whoever makes these entries may have something else to do in between: see after each batch. */
+#define BATCH_RECORDS 1000
+
+/* What an entry is worth in a number: its kind above, the seconds it has left below. */
+#define SECONDS_BITS 22
+#define DIGIT_BITS 12
+#define DIGITS (1 << DIGIT_BITS)
+static_assert(CT_WIRE_TIMEOUT_MAX < 1 << SECONDS_BITS, "a timeout fits");
+static_assert(SECONDS_BITS + 2 <= 2 * DIGIT_BITS, "two digits are the whole number");
+
+typedef struct Choice {
+	uint32_t worth, index;
+} Choice;
+
 static bool wanted(const CtTable *table, uint32_t i)
 {
 	const CtEntry *e = ct_table_at(table, i);
@@ -14,50 +28,61 @@ static bool wanted(const CtTable *table, uint32_t i)
 	return ct_table_in_use(table, i) && !(e->flags & CT_ENTRY_GONE) && ct_record_complete(&e->record);
 }
 
-/*
- * What is missed most when it is missing: a connection that both sides use. Of the same kind the one with more time
- * left, which is the one whose last packet is the newest, as far as anybody knows.
- */
-static uint64_t worth(const CtRecord *r)
+/* A connection that both sides use is missed most; one that belongs to another can only be made once that one is there. */
+static uint32_t kind(const CtRecord *r)
 {
-	bool established = !(r->has & CT_HAS_TCP) || r->tcp.state == TCP_CONNTRACK_ESTABLISHED;
-	uint64_t rank = r->key.expect ? 0 : (r->status & IPS_ASSURED) && established ? 2 : 1;
-
-	return rank << 32 | r->timeout;
+	if (r->key.expect)
+		return 0;
+	if (!(r->status & IPS_ASSURED) || ((r->has & CT_HAS_TCP) && r->tcp.state != TCP_CONNTRACK_ESTABLISHED))
+		return 1;
+	return r->has & CT_HAS_MASTER ? 2 : 3;
 }
 
-typedef struct Choice {
-	uint64_t worth;
-	uint32_t index;
-} Choice;
-
-static int by_worth(const void *a, const void *b)
+/* Of one kind that with more time left is worth more: its last packet is the newest, as far as anybody knows. */
+static uint32_t worth(const CtRecord *r)
 {
-	uint64_t x = ((const Choice *)a)->worth, y = ((const Choice *)b)->worth;
-
-	return x < y ? 1 : -(x > y);
+	return kind(r) << SECONDS_BITS | (r->timeout < CT_WIRE_TIMEOUT_MAX ? r->timeout : CT_WIRE_TIMEOUT_MAX);
 }
 
-/* All that is there, as it comes or by worth. Return: their number. */
-static size_t choose(const CtTable *table, Choice *ret, bool sorted)
+static unsigned digit(const Choice *c, unsigned shift)
 {
+	return ~c->worth >> shift & (DIGITS - 1); /* ~: the most first */
+}
+
+/* By one digit; what is equal stays in its order. */
+static void sort_by_digit(const Choice *from, Choice *to, size_t n, unsigned shift)
+{
+	uint32_t at[DIGITS + 1] = {};
+
+	for (size_t i = 0; i < n; i++)
+		at[digit(&from[i], shift) + 1]++;
+	for (size_t d = 0; d < DIGITS; d++)
+		at[d + 1] += at[d];
+	for (size_t i = 0; i < n; i++)
+		to[at[digit(&from[i], shift)]++] = from[i];
+}
+
+/* All that is there, by worth. A guest waits: radix sort is ten times as fast here as qsort(3). Return: their number. */
+static size_t choose(const CtTable *table, Choice *ret)
+{
+	_cleanup_free_ Choice *spare = xcalloc(table->live + 1, sizeof(Choice));
 	size_t n = 0;
 
 	for (uint32_t i = 0; i < table->used; i++)
 		if (wanted(table, i))
-			ret[n++] = (Choice){.worth = sorted ? worth(&ct_table_at(table, i)->record) : 0, .index = i};
-	if (sorted)
-		qsort(ret, n, sizeof(*ret), by_worth);
+			ret[n++] = (Choice){.worth = worth(&ct_table_at(table, i)->record), .index = i};
+	sort_by_digit(ret, spare, n, 0);
+	sort_by_digit(spare, ret, n, DIGIT_BITS);
 	return n;
 }
 
-/* Write until it is full. Return: how many were written. */
-static size_t fill(const CtTable *table, const Choice *choices, size_t n, uint8_t *to, size_t max, size_t *ret_len)
+/* One batch, until it is full. Return: how many were written. */
+static size_t fill_batch(const CtTable *table, const Choice *choices, size_t n, uint8_t *to, size_t max, size_t *ret_len)
 {
 	uint8_t record[CT_WIRE_RECORD_MAX];
 	size_t len = CT_WIRE_HEADER, i;
 
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < n && i < BATCH_RECORDS; i++) {
 		size_t more = ct_wire_record(record, CT_WIRE_PUT, &ct_table_at(table, choices[i].index)->record);
 
 		if (len + more > max)
@@ -73,14 +98,19 @@ static size_t fill(const CtTable *table, const Choice *choices, size_t n, uint8_
 size_t ct_table_snapshot(const CtTable *table, uint8_t *to, size_t max, size_t *ret_records, size_t *ret_left)
 {
 	_cleanup_free_ Choice *choices = xcalloc(table->live + 1, sizeof(Choice));
-	size_t n = choose(table, choices, false), len;
+	size_t n = choose(table, choices), done, len, more;
 
 	assert(max >= CT_WIRE_HEADER);
-	*ret_records = fill(table, choices, n, to, max, &len);
-	if (*ret_records < n) {
-		(void)choose(table, choices, true);
-		*ret_records = fill(table, choices, n, to, max, &len);
+	done = fill_batch(table, choices, n, to, max, &len);
+	while (done < n && max - len >= CT_WIRE_HEADER) {
+		size_t written = fill_batch(table, choices + done, n - done, to + len, max - len, &more);
+
+		if (!written)
+			break;
+		done += written;
+		len += more;
 	}
-	*ret_left = n - *ret_records;
+	*ret_records = done;
+	*ret_left = n - done;
 	return len;
 }

@@ -316,6 +316,7 @@ static void test_snapshot(void **state)
 	enum { N = 60000, MAX = 1 << 20 };
 	_cleanup_free_ uint8_t *to = malloc(MAX);
 	size_t n, left, len, used = 0;
+	uint32_t timeout = UINT32_MAX;
 	CtWireReader reader;
 	CtRecord r;
 	CtWireOp op;
@@ -326,6 +327,7 @@ static void test_snapshot(void **state)
 	for (uint32_t i = 1; i <= N; i++) {
 		r = whole(i, i, i % 2 ? TCP_CONNTRACK_ESTABLISHED : TCP_CONNTRACK_TIME_WAIT);
 		r.status |= IPS_SEEN_REPLY | IPS_ASSURED;
+		r.timeout = i * 7919 % 432000;
 		ct_table_event(&table, &r, true);
 	}
 	len = ct_table_snapshot(&table, to, MAX, &n, &left);
@@ -335,9 +337,13 @@ static void test_snapshot(void **state)
 	ct_wire_read(&reader, to, len);
 	while (ct_wire_next(&reader, &op, &r) == 1) {
 		assert_int_equal(op, CT_WIRE_PUT);
-		used += r.tcp.state == TCP_CONNTRACK_ESTABLISHED;
+		assert_true((r.tcp.state == TCP_CONNTRACK_ESTABLISHED) == (used < N / 2));
+		assert_true(r.timeout <= timeout || used == N / 2);
+		timeout = r.timeout;
+		used++;
 	}
-	assert_int_equal(used, N / 2);
+	assert_int_equal(used, n);
+	assert_true(ct_wire_length(to) < 64 << 10);
 	len = ct_table_snapshot(&table, to, 1 << 10, &n, &left);
 	assert_true(len <= 1 << 10 && n >= 30);
 }
