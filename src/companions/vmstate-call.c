@@ -16,7 +16,7 @@
 
 typedef struct Helper {
 	char *owner, *id;
-	uint32_t migrated, followed;
+	uint32_t migrated, late, followed;
 } Helper;
 
 static void helper_done(Helper *h)
@@ -168,16 +168,18 @@ static void print(const Tool *tool, sd_bus *bus, Helper *h)
 	const char *interface = interfaces[strncmp(h->id, "pve-", 4) == 0];
 
 	h->migrated = property(bus, h->owner, interface, "NumMigratedEntries");
+	h->late = property(bus, h->owner, interface, "NumLateEntries");
 	h->followed = property(bus, h->owner, interface, "NumFollowedEntries");
 	if (tool->json) {
 		json_object *o = json_build("id", "s", h->id, "owner", "s", h->owner, "followed", "u", (uint64_t)h->followed,
-					    "migrated", "u", (uint64_t)h->migrated, NULL);
+					    "migrated", "u", (uint64_t)h->migrated, "late", "u", (uint64_t)h->late, NULL);
 
 		add_counters(bus, h, interface, o);
 		printf("%s\n", json_text(o));
 		json_object_put(o);
 	} else {
-		printf("%-32s %-10s %8" PRIu32 " followed %8" PRIu32 " migrated\n", h->id, h->owner, h->followed, h->migrated);
+		printf("%-32s %-10s %8" PRIu32 " followed %8" PRIu32 " migrated %8" PRIu32 " late\n", h->id, h->owner, h->followed,
+		       h->migrated, h->late);
 	}
 }
 

@@ -1,16 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/*
- * The D-Bus object itself. Save runs while the guest is stopped: it answers at once from the table kept current. QEMU
- * has written how many states follow before it asks for them, so a Save that errs, is empty or too large would kill
- * the target with the guest stopped already, and so would a Load that errs: neither ever does.
- */
+/* The D-Bus object, on the manager's bus and behind the door to QEMU, and its life. What is saved and loaded: vmstate-state.h. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <systemd/sd-daemon.h>
@@ -19,114 +14,53 @@
 #include "basic/clock.h"
 #include "basic/fd.h"
 #include "basic/log.h"
-#include "companions/conntrack.h"
-#include "companions/counters.h"
 #include "companions/vmstate-door.h"
+#include "companions/vmstate-state.h"
 #include "companions/vmstate.h"
-#include "conntrack/save.h"
 
-#define LOOK_USEC USEC_PER_SEC
+#define CARE_USEC USEC_PER_SEC
 #define NICE -10
-#define RESYNC_USEC (2 * USEC_PER_SEC) /* where events are missing (nf_conntrack_events = 2) */
 
 typedef struct Service {
 	const Tool *tool;
 	Naming naming;
+	CtSelect *select;
 	sd_event *event;
 	sd_bus *bus;
-	sd_event_source *qemu_exit, *settle, *unmute;
+	State *state;
 	Door *door; /* between QEMU and us; NULL: the manager added the object, on the bus */
-	int qemu; /* pidfd, or -1 */
-	CtSelect *select;
-	CtFollow *follow;
-	CtApply *apply; /* of the last Load */
-	uint64_t max_entries, settle_usec;
-	uint32_t migrated; /* saved or loaded last */
-	uint64_t left;	   /* found no room in the last Save */
-	bool added;	   /* our object is in QEMU */
-	DoorLate late;	   /* of doors before this one */
-	Counters count;	   /* without those */
-	uint8_t *snapshot;
+	int qemu;   /* pidfd, or -1 */
+	sd_event_source *qemu_exit, *care;
+	uint64_t wait_msec, max_entries;
+	uint64_t laid_down; /* state_changes() by then */
+	bool added;	    /* our object is in QEMU */
+	uint64_t bus_late;  /* loads that the manager's bus did not wait for */
+	DoorLate late;	    /* of doors before this one */
 } Service;
 
 static void service_done(Service *s)
 {
 	sd_event_source_disable_unref(s->qemu_exit);
-	sd_event_source_disable_unref(s->settle);
-	sd_event_source_disable_unref(s->unmute);
+	sd_event_source_disable_unref(s->care);
 	door_free(s->door, false);
-	ct_follow_free(s->follow);
-	ct_apply_free(s->apply);
+	state_free(s->state);
 	ct_select_free(s->select);
 	sd_bus_flush_close_unref(s->bus);
 	sd_event_unref(s->event);
 	naming_done(&s->naming);
 	fd_close(s->qemu);
-	free(s->snapshot);
 }
 
-/* ---- Save ---- */
-
-/* The same as text, as conntrack(8) and Proxmox's helper read it. */
-static size_t as_text(const uint8_t *batch, size_t len, char *to, size_t max, size_t *ret_records)
-{
-	CtWireReader reader;
-	CtRecord record;
-	CtWireOp op;
-	size_t at = 0;
-
-	*ret_records = 0;
-	ct_wire_read(&reader, batch, len);
-	while (ct_wire_next(&reader, &op, &record) == 1 && at + CT_SAVE_LINE_MAX <= max) {
-		at += ct_save_write(&record, op, to + at);
-		(*ret_records)++;
-	}
-	if (!at)
-		at = (size_t)snprintf(to, max, "[0]\n");
-	return at;
-}
-
-static size_t snapshot(Service *s, const uint8_t **ret)
-{
-	size_t n, left, len;
-
-	(void)ct_follow_drain(s->follow);
-	len = ct_follow_snapshot(s->follow, s->snapshot, VMSTATE_MAX, &n, &left);
-	*ret = s->snapshot;
-	if (tool_format(s->tool, FORMAT_WIRE) == FORMAT_SAVE) {
-		size_t all = n + left;
-
-		*ret = s->snapshot + VMSTATE_MAX;
-		len = as_text(s->snapshot, len, (char *)s->snapshot + VMSTATE_MAX, VMSTATE_MAX, &n);
-		left = all - n;
-	}
-	s->migrated = (uint32_t)n;
-	s->left = left;
-	return len;
-}
-
-static size_t save(Service *s, const uint8_t **ret)
-{
-	uint64_t begin = now_usec();
-	size_t len = snapshot(s, ret);
-
-	*(s->migrated ? &s->count.exports.success : &s->count.exports.skipped) += 1;
-	s->count.exported_bytes += len;
-	log_info("saved %" PRIu32 " entries, %zu bytes, in %" PRIu64 " us", s->migrated, len, now_usec() - begin);
-	if (s->left)
-		log_warning("%" PRIu64 " entries found no room in QEMU's 1 MiB", s->left);
-	return len;
-}
+/* ---- on the manager's bus ---- */
 
 static int on_save(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
 {
+	static uint8_t data[VMSTATE_MAX];
 	sd_bus_message *reply = NULL;
 	Service *s = userdata;
-	const uint8_t *data;
-	size_t len = save(s, &data);
-	int r;
+	size_t len = state_save(s->state, data);
+	int r = sd_bus_message_new_method_return(m, &reply);
 
-	r = sd_bus_message_new_method_return(m, &reply);
 	if (r >= 0)
 		r = sd_bus_message_append_array(reply, 'y', data, len);
 	if (r >= 0)
@@ -135,121 +69,16 @@ static int on_save(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *err
 	return r;
 }
 
-static size_t door_save(void *userdata, uint8_t *to, _unused_ size_t max)
-{
-	const uint8_t *data;
-	size_t len = save(userdata, &data);
-
-	memcpy(to, data, len);
-	return len;
-}
-
-/* ---- Load ---- */
-
-static int load_batches(Service *s, int fd, Error **err)
-{
-	_cleanup_(input_done) Input input = {.fd = fd, .format = FORMAT_ANY};
-	const uint8_t *batch;
-	size_t len;
-	int r;
-
-	while ((r = input_next(&input, &batch, &len, err)) > 0) {
-		r = ct_apply_delta(s->apply, batch, len, err);
-		if (r < 0)
-			break;
-	}
-	return r;
-}
-
-static int load(Service *s, const void *data, size_t len, Error **err)
-{
-	const CtApplyOptions options = {
-		.max_entries = s->max_entries, .marks_mask = UINT32_MAX, .helpers = CT_ANY_HELPER};
-	_cleanup_fd_ int fd = memfd_create("entries", MFD_CLOEXEC);
-	int r;
-
-	ct_apply_free(TAKE_PTR(s->apply));
-	r = ct_apply_new(s->select, &options, &s->apply, err);
-	if (r < 0)
-		return r;
-	if (fd < 0 || fd_write_all(fd, data, len) < 0 || lseek(fd, 0, SEEK_SET) < 0)
-		return error_set(err, -errno, "Cannot keep what came: %m");
-	return load_batches(s, fd, err);
-}
-
-static int on_settle(_unused_ sd_event_source *source, _unused_ uint64_t usec, void *userdata)
-{
-	_cleanup_error_ Error *err = NULL;
-	Service *s = userdata;
-
-	s->settle = sd_event_source_disable_unref(s->settle);
-	if (ct_apply_settle(s->apply, &err) < 0)
-		log_warning("%s", err->message);
-	return 0;
-}
-
-static void settle_later(Service *s)
-{
-	s->settle = sd_event_source_disable_unref(s->settle);
-	(void)sd_event_add_time_relative(s->event, &s->settle, CLOCK_MONOTONIC, s->settle_usec, 0, on_settle, s);
-}
-
-static int on_unmute(sd_event_source *source, void *userdata)
-{
-	Service *s = userdata;
-
-	(void)ct_follow_unmute(s->follow);
-	return sd_event_source_set_enabled(source, SD_EVENT_OFF);
-}
-
-/* New entries are heard of again once QEMU has its answer. */
-static void unmute_later(Service *s)
-{
-	int r = s->unmute ? sd_event_source_set_enabled(s->unmute, SD_EVENT_ONESHOT)
-			  : sd_event_add_defer(s->event, &s->unmute, on_unmute, s);
-
-	if (r < 0)
-		(void)ct_follow_unmute(s->follow);
-}
-
-static void load_and_say(Service *s, const void *data, size_t len)
-{
-	uint64_t begin = now_usec();
-	_cleanup_error_ Error *err = NULL;
-	CtApplyStats stats = {};
-	int r;
-
-	s->migrated = 0;
-	(void)ct_follow_mute(s->follow);
-	r = load(s, data, len, &err);
-	unmute_later(s);
-	*(r < 0 ? &s->count.imports.error : &s->count.imports.success) += 1;
-	if (r < 0)
-		log_error("cannot load all: %s", err ? err->message : strerror(-r));
-	if (s->apply) {
-		ct_apply_stats(s->apply, &stats);
-		s->migrated = (uint32_t)stats.applied;
-		settle_later(s);
-	}
-	log_info("loaded %" PRIu64 " of %" PRIu64 " entries, %zu bytes, in %" PRIu64 " us", stats.applied, stats.received, len,
-		 now_usec() - begin);
-	if (stats.refused + stats.failed)
-		log_warning("%" PRIu64 " entries not taken, the first: %s", stats.refused + stats.failed, stats.first_refused);
-}
-
 static int on_load(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *error)
 {
+	Service *s = userdata;
+	const _Atomic uint64_t until = now_usec() + VMSTATE_LOAD_USEC(s->wait_msec);
 	const void *data = NULL;
 	size_t len = 0;
 
 	if (sd_bus_message_read_array(m, 'y', &data, &len) >= 0)
-		load_and_say(userdata, data, len);
+		s->bus_late += !state_load(s->state, data, len, &until);
 	return sd_bus_reply_method_return(m, NULL);
-}
-
-static void door_load(void *userdata, const uint8_t *data, size_t len)
-{
-	load_and_say(userdata, data, len);
 }
 
 /* ---- the object ---- */
@@ -266,25 +95,40 @@ static int get_followed(_unused_ sd_bus *bus, _unused_ const char *path, _unused
 			_unused_ const char *property, sd_bus_message *reply, void *userdata, _unused_ sd_bus_error *error)
 {
 	const Service *s = userdata;
-	CtFollowStats stats;
+	StateReport report;
 
-	ct_follow_stats(s->follow, &stats);
-	return sd_bus_message_append(reply, "u", (uint32_t)stats.entries);
+	state_report(s->state, &report);
+	return sd_bus_message_append(reply, "u", (uint32_t)report.followed);
+}
+
+/* Who asks is told of all of them. */
+static int get_migrated(_unused_ sd_bus *bus, _unused_ const char *path, _unused_ const char *interface, const char *property,
+			sd_bus_message *reply, void *userdata, _unused_ sd_bus_error *error)
+{
+	const Service *s = userdata;
+	StateReport report;
+
+	state_finish(s->state);
+	state_report(s->state, &report);
+	return sd_bus_message_append(reply, "u", streq(property, "NumLateEntries") ? report.late : report.migrated);
 }
 
 /* A door counts whom it has let through without us; we may have come to it later all the same. */
 static Counters counters(const Service *s)
 {
 	DoorLate late = {};
-	Counters c = s->count;
-	uint64_t loads = c.imports.success + c.imports.error;
+	StateReport report;
+	Counters *c = &report.count;
+	uint64_t loads;
 
 	if (s->door)
 		door_late(s->door, &late);
-	c.exports.error = s->late.save + late.save;
-	c.waits.timeout = s->late.load + late.load;
-	c.waits.completed = loads > c.waits.timeout ? loads - c.waits.timeout : 0;
-	return c;
+	state_report(s->state, &report);
+	loads = c->imports.success + c->imports.error;
+	c->exports.error = s->late.save + late.save;
+	c->waits.timeout = s->late.load + late.load + s->bus_late;
+	c->waits.completed = loads > c->waits.timeout ? loads - c->waits.timeout : 0;
+	return *c;
 }
 
 static int get_counters(_unused_ sd_bus *bus, _unused_ const char *path, _unused_ const char *interface,
@@ -323,7 +167,8 @@ static int on_quit(sd_bus_message *m, void *userdata, _unused_ sd_bus_error *err
 static const sd_bus_vtable vmstate_table[] = VMSTATE_TABLE(get_id, on_save, on_load);
 static const sd_bus_vtable helper_table[] = {
 	SD_BUS_VTABLE_START(0),
-	SD_BUS_PROPERTY("NumMigratedEntries", "u", NULL, offsetof(Service, migrated), 0),
+	SD_BUS_PROPERTY("NumMigratedEntries", "u", get_migrated, 0, 0),
+	SD_BUS_PROPERTY("NumLateEntries", "u", get_migrated, 0, 0),
 	SD_BUS_PROPERTY("NumFollowedEntries", "u", get_followed, 0, 0),
 	SD_BUS_PROPERTY("Counters", "s", get_counters, 0, 0),
 	SD_BUS_METHOD("Quit", "", "", on_quit, SD_BUS_VTABLE_UNPRIVILEGED),
@@ -359,15 +204,6 @@ static int on_qemu_exit(_unused_ sd_event_source *source, _unused_ int fd, _unus
 	return sd_event_exit(s->event, 0);
 }
 
-static int on_resync(sd_event_source *source, uint64_t usec, void *userdata)
-{
-	Service *s = userdata;
-
-	(void)ct_follow_resync(s->follow);
-	(void)sd_event_source_set_time(source, usec + RESYNC_USEC);
-	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
-}
-
 static int watch_signals(Service *s)
 {
 	static const int signals[] = {SIGTERM, SIGINT};
@@ -375,36 +211,49 @@ static int watch_signals(Service *s)
 	return tool_signals(s->event, signals, ARRAY_SIZE(signals), NULL, NULL);
 }
 
-static int follow(Service *s, Error **err)
-{
-	CtFollowStats stats = {};
-	CtHost host;
-	int r = ct_follow_new(s->event, s->select, &s->follow, err);
+/* ---- the door ---- */
 
-	/* Ready means: a Save that comes now has the whole table. */
-	while (r >= 0 && !stats.complete) {
-		r = sd_event_run(s->event, UINT64_MAX);
-		ct_follow_stats(s->follow, &stats);
-	}
-	ct_host_read(&host);
-	if (host.events == 0)
-		log_warning("net.netfilter.nf_conntrack_events is 0: changes are not seen (set it to 1)");
-	if (r >= 0 && host.events == 2)
-		(void)sd_event_add_time_relative(s->event, NULL, CLOCK_MONOTONIC, RESYNC_USEC, 0, on_resync, s);
-	return r;
+static size_t door_save(void *userdata, uint8_t *to)
+{
+	Service *s = userdata;
+
+	return state_save(s->state, to);
 }
+
+static size_t door_copy(void *userdata, uint8_t *to)
+{
+	Service *s = userdata;
+
+	return state_copy(s->state, to);
+}
+
+static bool door_load(void *userdata, const uint8_t *data, size_t len, const _Atomic uint64_t *until)
+{
+	Service *s = userdata;
+
+	return state_load(s->state, data, len, until);
+}
+
+static void on_door_gone(void *userdata);
 
 static int open_door(Service *s, Error **err)
 {
-	static const DoorHandlers handlers = {.save = door_save, .load = door_load};
+	static const DoorHandlers handlers = {.save = door_save, .copy = door_copy, .load = door_load, .gone = on_door_gone};
 	static uint8_t empty[CT_WIRE_HEADER];
-	DoorSpec spec = {.id = s->naming.id, .none = "[0]\n", .none_len = 4};
+	DoorSpec spec = {
+		.id = s->naming.id,
+		.none = "[0]\n",
+		.none_len = 4,
+		.save_usec = VMSTATE_SAVE_USEC(s->wait_msec),
+		.load_usec = VMSTATE_LOAD_USEC(s->wait_msec),
+	};
 
 	if (tool_format(s->tool, FORMAT_WIRE) == FORMAT_WIRE) {
 		ct_wire_header(empty, sizeof(empty), 0);
 		spec.none = empty;
 		spec.none_len = sizeof(empty);
 	}
+	s->laid_down = 0;
 	return door_open(s->event, &spec, &handlers, s, &s->door, err);
 }
 
@@ -429,34 +278,52 @@ static int add_to_qemu(Service *s, Error **err)
 	return 0;
 }
 
-/* A door that is stopped, or was killed, is replaced before QEMU comes to it. */
+static void lay_down(Service *s)
+{
+	uint64_t changes = state_changes(s->state);
+
+	door_lay_down(s->door, changes == s->laid_down);
+	s->laid_down = changes;
+}
+
 static void replace_door(Service *s)
 {
 	_cleanup_error_ Error *err = NULL;
-	DoorLate late;
-	int r;
+	int r = open_door(s, &err);
 
-	if (s->door) {
-		log_warning("the door to QEMU is stopped or has ended: made anew");
-		door_late(s->door, &late);
-		s->late.save += late.save;
-		s->late.load += late.load;
-		s->door = door_free(s->door, true);
-	}
-	r = open_door(s, &err);
-	if (r >= 0)
+	if (r >= 0) {
+		lay_down(s);
 		r = add_to_qemu(s, &err);
-	if (r < 0)
-		log_error("%s", err->message);
+	}
+	if (r >= 0)
+		return;
+	log_error("%s", err->message);
+	s->door = door_free(s->door, true);
 }
 
-static int on_look(sd_event_source *source, uint64_t usec, void *userdata)
+/* It was killed: another one, before QEMU comes to it. */
+static void on_door_gone(void *userdata)
+{
+	Service *s = userdata;
+	DoorLate late;
+
+	log_warning("the door to QEMU has ended: made anew");
+	door_late(s->door, &late);
+	s->late.save += late.save;
+	s->late.load += late.load;
+	s->door = door_free(s->door, true);
+	replace_door(s);
+}
+
+static int on_care(sd_event_source *source, uint64_t usec, void *userdata)
 {
 	Service *s = userdata;
 
-	if (!s->door || !door_stands(s->door))
+	if (s->door)
+		lay_down(s);
+	else
 		replace_door(s);
-	(void)sd_event_source_set_time(source, usec + LOOK_USEC);
+	(void)sd_event_source_set_time(source, usec + CARE_USEC);
 	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 }
 
@@ -467,8 +334,9 @@ static int meet_qemu(Service *s, Error **err)
 
 	if (!s->naming.qmp)
 		return 0;
+	lay_down(s);
 	r = add_to_qemu(s, err);
-	return r < 0 ? r : sd_event_add_time_relative(s->event, NULL, CLOCK_MONOTONIC, LOOK_USEC, 0, on_look, s);
+	return r < 0 ? r : sd_event_add_time_relative(s->event, &s->care, CLOCK_MONOTONIC, CARE_USEC, 0, on_care, s);
 }
 
 static int say_ready(const Service *s)
@@ -504,6 +372,12 @@ static int mark_of_proxmox(Service *s, Error **err)
 	return -EINVAL;
 }
 
+static int read_wait(Service *s, Error **err)
+{
+	s->wait_msec = tool_number(s->tool, "wait", VMSTATE_WAIT_MSEC);
+	return s->wait_msec <= VMSTATE_WAIT_MAX_MSEC ? 0 : error_set(err, -EINVAL, "--wait: at most 30s: QEMU does not wait for longer");
+}
+
 static int set_up(Service *s, Error **err)
 {
 	const char *log = tool_text(s->tool, "log", NULL);
@@ -514,6 +388,8 @@ static int set_up(Service *s, Error **err)
 		r = mark_of_proxmox(s, err);
 	if (r >= 0)
 		r = tool_max_entries(s->tool, &s->max_entries, err);
+	if (r >= 0)
+		r = read_wait(s, err);
 	if (r >= 0 && log && log_open(log) < 0)
 		r = error_set(err, -errno, "Cannot write %s: %m", log);
 	if (r >= 0)
@@ -521,6 +397,19 @@ static int set_up(Service *s, Error **err)
 	if (r >= 0)
 		r = watch_signals(s);
 	return r;
+}
+
+/* Ready means: a Save that comes now has the whole table. */
+static int follow(Service *s, Error **err)
+{
+	const StateSpec spec = {
+		.select = s->select,
+		.format = tool_format(s->tool, FORMAT_WIRE),
+		.max_entries = s->max_entries,
+		.settle_usec = tool_number(s->tool, "settle", 5000) * USEC_PER_MSEC,
+	};
+
+	return state_new(s->event, &spec, &s->state, err);
 }
 
 static int serve(Service *s, Error **err)
@@ -544,34 +433,20 @@ static int serve(Service *s, Error **err)
 	return r > 0 ? error_set(err, -ENOTCONN, "the bus has gone") : r;
 }
 
-/* What was loaded is set right by a child of its own, if that is still to come: nobody need wait for it. */
-static void settle_behind(Service *s)
-{
-	if (!s->settle || fork() != 0)
-		return;
-	(void)setsid();
-	(void)usleep((useconds_t)s->settle_usec);
-	(void)ct_apply_settle(s->apply, NULL);
-	_exit(0);
-}
-
 static void leave(Service *s)
 {
 	(void)sd_notify(0, "STOPPING=1");
 	take_out(s);
 	s->door = door_free(s->door, false);
-	settle_behind(s);
+	if (!s->state)
+		return;
+	state_finish(s->state);
+	state_settle_behind(s->state);
 }
 
 int vmstate_run(const Tool *tool, Error **err)
 {
-	_cleanup_(service_done) Service s = {
-		.tool = tool,
-		.qemu = -1,
-		.max_entries = 1000000,
-		.settle_usec = tool_number(tool, "settle", 5000) * USEC_PER_MSEC,
-		.snapshot = xcalloc(2, VMSTATE_MAX),
-	};
+	_cleanup_(service_done) Service s = {.tool = tool, .qemu = -1, .max_entries = 1000000};
 	int r = set_up(&s, err);
 
 	/* Idle but for the switch; there a guest waits. */

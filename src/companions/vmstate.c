@@ -18,6 +18,7 @@ static const OptionSpec serve_options[] = {
 	{"format", 'f', OPTION_CHOICE, "wire|save", "format", "of what is saved, default wire"},
 	{"max-entries", 0, OPTION_TEXT, "N", "max-entries", "load no more, default 1000000"},
 	{"settle", 0, OPTION_MSEC, "TIME", "settle", "strict window checks again so long after loading, default 5s"},
+	{"wait", 'w', OPTION_MSEC, "TIME", "wait", "hold the guest no longer for saving and loading together, default 100ms"},
 	{"log", 0, OPTION_TEXT, "FILE", "log", "write what happens to a file as well"},
 	{"ready-fd", 0, OPTION_TEXT, "FD", "ready-fd", NULL},
 	{NULL},

@@ -14,6 +14,18 @@
 #define VMSTATE_NAME "org.qemu.VMState1"
 #define VMSTATE_PATH "/org/qemu/VMState1"
 #define VMSTATE_MAX (1 << 20) /* QEMU's DBUS_VMSTATE_SIZE_LIMIT; at least one byte, too */
+
+/*
+ * How long Save and Load hold QEMU, and with it the guest: --wait for both together. Save answers from memory: it may take a quarter
+ * of it. Load needs some 3 us for each entry: seven tenths. What is left is for the bytes' way to QEMU and back.
+ */
+#define VMSTATE_WAIT_MSEC 100
+#define VMSTATE_WAIT_MAX_MSEC 30000 /* so that neither comes near the 25 s after which QEMU gives up (GDBus's default) */
+#define VMSTATE_SAVE_USEC(wait_msec) ((wait_msec) * 250)
+#define VMSTATE_LOAD_USEC(wait_msec) ((wait_msec) * 700)
+static_assert(VMSTATE_SAVE_USEC(1) + VMSTATE_LOAD_USEC(1) < 1000, "both together are less than --wait");
+static_assert(VMSTATE_LOAD_USEC(VMSTATE_WAIT_MAX_MSEC) < 25000000, "QEMU does not give up");
+
 /* The interface (QEMU's docs/interop/dbus-vmstate.rst), for who serves it: the helper on a bus, its door to QEMU alone. */
 #define VMSTATE_TABLE(id, save, load)                                                                                  \
 	{                                                                                                              \

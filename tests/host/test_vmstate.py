@@ -2,6 +2,7 @@
 """vmferry-vmstate: QEMUs that a script moves, with nothing of vmferry but its D-Bus helper beside each."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -11,15 +12,18 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from rawqemu import Qmp, RawQemu, migrate
-from testbed import BUILD, LIMIT, Guest, Testbed, wait_until
-from vmbus import CONNTRACK, TOOL, Bus, qmp_option, start
+from testbed import BUILD, Guest, Testbed, wait_until
+import vmbus
+from vmbus import CONNTRACK, TOOL, Bus, qmp_option
 
 FILL = BUILD / "bench/ct-bench"
 OLD_QEMU = "/usr/bin/qemu-system-x86_64"
+PATIENT = "--wait=20s"  # this machine may be busy: nothing here is about time unless it says so
 LONG = pytest.mark.skipif(not os.environ.get("VMFERRY_TEST_LONG"), reason="long")
 
 
@@ -35,6 +39,10 @@ def buses(bed):
     yield buses
     for bus in buses.values():
         bus.close()
+
+
+def start(bus, guest, name="web1", *options):
+    return vmbus.start(bus, guest, name, PATIENT, *options)
 
 
 def carried(bed, buses, **source_options):
@@ -91,16 +99,11 @@ def test_helper_of_each_vm(bed, buses):
     assert bed.a.wait_clean() == []
 
 
-def name_of(pid):
-    with contextlib.suppress(OSError):  # it has ended meanwhile
-        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
-
-
 def helper_of(host, door=False):
     """The process that knows the entries, or the one between it and QEMU."""
     def found():
         pids = [pid for pid, line in host.processes().items() if "vmferry-vmstate run" in line]
-        mine = [pid for pid in pids if (name_of(pid) == "vmstate-door") == door]
+        mine = [pid for pid in pids if (pathlib.Path(f"/proc/{pid}/comm").read_text() == "vmstate-door\n") == door]
         return mine[0] if len(mine) == 1 else None  # another may settle what it has loaded before
     return wait_until(found)
 
@@ -170,11 +173,12 @@ def test_sizes(bed, buses, sizes):
 
 
 def test_killed_during_save(bed, buses):
-    """What stands between it and QEMU answers in its place: the migration goes on, without entries."""
+    """What stands between it and QEMU answers in its place, with what the helper has laid down for that."""
     guest = Guest()
     source = RawQemu(bed.a, guest, options=qmp_option(bed.a))
     target = RawQemu(bed.b, guest, incoming=True, options=qmp_option(bed.b))
     try:
+        fill(bed.a, guest, 100)
         for bus in buses.values():
             start(bus, guest)
         pid = helper_of(bed.a)
@@ -193,7 +197,7 @@ def test_killed_during_save(bed, buses):
             finally:
                 killer.join()
         assert source.qmp("query-status")["status"] == "running"
-        assert "loaded 0 of 0 entries" in log_of(bed.b) and "saved" not in log_of(bed.a)
+        assert "loaded 100 of 100 entries" in log_of(bed.b) and "saved" not in log_of(bed.a)
     finally:
         for qemu in (source, target):
             if qemu:
@@ -201,10 +205,10 @@ def test_killed_during_save(bed, buses):
     assert bed.a.wait_clean() == []
 
 
-HUNG = {  # what hangs, on which side: whether the entries come, and when
+HUNG = {  # what hangs, on which side: when the entries come
     "nothing": (lambda bus: [], lambda bus: [], "in time"),
     "buses": (lambda bus: [bus.process.pid], lambda bus: [bus.process.pid], "in time"),
-    "source's helper": (lambda bus: [helper_of(bus.host)], lambda bus: [], "never"),
+    "source's helper": (lambda bus: [helper_of(bus.host)], lambda bus: [], "in time"),
     "target's helper": (lambda bus: [], lambda bus: [helper_of(bus.host)], "late"),
 }
 
@@ -237,7 +241,9 @@ def test_hung(bed, buses):
             stopped = []
             if comes == "late":
                 wait_until(lambda: len(there.conntrack("-s", guest.ip4, "-p", "tcp")) == 100)
-                assert buses[there].helpers()["vmferry-web1"]["gate_waits"] == {"completed": 0, "timeout": 1}
+                helper = buses[there].helpers()["vmferry-web1"]
+                assert helper["gate_waits"] == {"completed": 0, "timeout": 1} and helper["late"] == helper["migrated"] == 100
+                assert "100 entries after the guest ran" in log_of(there)
             for bus in buses.values():
                 bus.tool("stop", "web1", check=False)
             wait_until(lambda: not buses[here].helpers() and not buses[there].helpers())
@@ -252,26 +258,101 @@ def test_hung(bed, buses):
     assert bed.a.wait_clean() == [] and bed.b.wait_clean() == []
 
 
+@pytest.mark.parametrize("program", [None, OLD_QEMU], ids=["new", "old"])
+def test_bound(bed, buses, program):
+    """QEMU is held for --wait, whatever the helpers do; what is not there by then comes while the guest runs, and is said."""
+    guest, pipes = Guest(), []
+    source = RawQemu(bed.a, guest, options=qmp_option(bed.a), machine="pc-q35-7.2", program=program).wait_ready()
+    target = RawQemu(bed.b, guest, incoming=True, machine="pc-q35-7.2", options=qmp_option(bed.b))
+    try:
+        fill(bed.a, guest, 5000)
+        with bed.probe(f"ping,{guest.ip4}", f"hold,{guest.ip4},count=20") as probe:
+            for host, wait in ((bed.a, "100ms"), (bed.b, "1ms")):
+                log = host.dir / "web1.vmstate.log"
+                os.mkfifo(log)
+                pipes.append(os.open(log, os.O_RDWR | os.O_NONBLOCK))
+                vmbus.start(buses[host], guest, "web1", f"--wait={wait}")
+            block(pipes[0])
+            probe.mark()
+            (source, row), target = migrate(source, bed.b, target=target), None
+            probe.assert_alive()
+        assert row["pause_ms"] < 10000
+        helper = buses[bed.b].helpers()["vmferry-web1"]
+        assert helper["migrated"] >= 5021 and helper["migrated"] - 1000 <= helper["late"] <= helper["migrated"], helper
+        assert helper["gate_waits"] == {"completed": 0, "timeout": 1}
+        said = os.read(pipes[1], 65536).decode()
+        assert f"{helper['late']} entries after the guest ran" in said
+        os.read(pipes[0], 65536)
+        wait_until(lambda: buses[bed.a].helpers()["vmferry-web1"]["exports"]["error"] == 1)
+    finally:
+        for pipe in pipes:
+            os.close(pipe)
+        for qemu in (source, target):
+            if qemu:
+                qemu.close()
+    assert bed.a.wait_clean() == []
+
+
+def block(pipe):
+    """Who has something to say there sleeps."""
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, bytes(4096))
+
+
 def test_stopped_door(bed, buses):
-    """It is made anew, and what comes through the new one arrives."""
-    guest, bus = Guest(), buses[bed.a]
+    """It is continued, or made anew; what comes through the new one arrives."""
+    guest = Guest()
     source = RawQemu(bed.a, guest, options=qmp_option(bed.a))
     target = RawQemu(bed.b, guest, incoming=True, options=qmp_option(bed.b))
     try:
-        for one in buses.values():
-            start(one, guest)
         fill(bed.a, guest, 3)
-        wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] >= 3)
+        for bus in buses.values():
+            start(bus, guest)
         door = helper_of(bed.a, door=True)
         os.kill(door, signal.SIGSTOP)
+        wait_until(lambda: "goes on" in log_of(bed.a))
+        os.kill(door, signal.SIGKILL)
         wait_until(lambda: "made anew" in log_of(bed.a))
-        wait_until(lambda: door not in bed.a.processes())
+        wait_until(lambda: helper_of(bed.a, door=True) != door)
+        os.kill(helper_of(bed.b, door=True), signal.SIGSTOP)  # until its helper sees that, which QEMU waits for
         source, target = migrate(source, bed.b, target=target)[0], None
         assert len(bed.b.conntrack("-s", guest.ip4, "-p", "tcp")) == 3
     finally:
         for qemu in (source, target):
             if qemu:
                 qemu.close()
+
+
+def test_all_stopped(bed, buses):
+    """The kernel ends a door that nobody continues, so that QEMU does not wait 25 s: the move fails, the guest stays where it is."""
+    guests, moves, stopped = [Guest(5), Guest(6)], [], []
+    try:
+        for guest, program in zip(guests, (None, OLD_QEMU)):
+            name = f"web{guest.number}"
+            source = RawQemu(bed.a, guest, machine="pc-q35-7.2", program=program, options=qmp_option(bed.a, name))
+            moves.append([source, None])
+            moves[-1][1] = RawQemu(bed.b, guest, incoming=True, machine="pc-q35-7.2", program=program, options=qmp_option(bed.b, name))
+            before = set(bed.a.processes())
+            for bus in buses.values():
+                start(bus, guest, name)
+            mine = [pid for pid, line in bed.a.processes().items() if pid not in before and "vmferry-vmstate run" in line]
+            stopped += sorted(mine, key=lambda pid: pathlib.Path(f"/proc/{pid}/comm").read_text() == "vmstate-door\n")
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        for source, target in moves:
+            with pytest.raises((EOFError, RuntimeError)):
+                migrate(source, bed.b, target=target)
+            print("failed after", time.monotonic() - begin, source.qmp("query-migrate"), source.qmp("query-status"))
+        assert 0
+    finally:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        for qemu in [qemu for move in moves for qemu in move if qemu]:
+            qemu.close()
 
 
 def saved(text):
@@ -319,14 +400,14 @@ def test_save_and_load(bed, buses):
         wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] == 0)
     finally:
         process.terminate()
-        assert process.wait(LIMIT) == 0, process.stderr.read()
+        assert process.wait(10) == 0, process.stderr.read()
         process.stderr.close()
 
 
 def test_proxmox_names(bed, buses):
     bus = buses[bed.a]
     process = bed.a.popen(TOOL, "run", "100", "--proxmox", f"--qmp={bed.a.dir}/none", f"--bus={bus.address}", stderr=subprocess.PIPE, text=True)
-    assert process.wait(LIMIT) == 1 and "not running here" in process.stderr.read()
+    assert process.wait(10) == 1 and "not running here" in process.stderr.read()
     process.stderr.close()
     qemu = RawQemu(bed.a, Guest(), options=qmp_option(bed.a, "100"))
     try:
