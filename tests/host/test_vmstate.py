@@ -16,7 +16,7 @@ import threading
 import pytest
 
 from rawqemu import Qmp, RawQemu, migrate, stamp
-from testbed import BUILD, Guest, Testbed, wait_until
+from testbed import BUILD, LIMIT, Guest, Testbed, wait_until
 import vmbus
 from vmbus import CONNTRACK, TOOL, Bus, qmp_option
 
@@ -139,7 +139,8 @@ def test_helper_of_each_vm(bed, buses):
 
 
 def is_door(pid):
-    return pathlib.Path(f"/proc/{pid}/comm").read_text() == "vmstate-door\n"
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        return pathlib.Path(f"/proc/{pid}/comm").read_text() == "vmstate-door\n"
 
 
 def helper_of(host, door=False):
@@ -395,14 +396,14 @@ def test_save_and_load(bed, buses):
         wait_until(lambda: bus.helpers()["vmferry-web1"]["followed"] == 0)
     finally:
         process.terminate()
-        assert process.wait(10) == 0, process.stderr.read()
+        assert process.wait(LIMIT) == 0, process.stderr.read()
         process.stderr.close()
 
 
 def test_proxmox_names(bed, buses):
     bus = buses[bed.a]
     process = bed.a.popen(TOOL, "run", "100", "--proxmox", f"--qmp={bed.a.dir}/none", f"--bus={bus.address}", stderr=subprocess.PIPE, text=True)
-    assert process.wait(10) == 1 and "not running here" in process.stderr.read()
+    assert process.wait(LIMIT) == 1 and "not running here" in process.stderr.read()
     process.stderr.close()
     qemu = RawQemu(bed.a, Guest(), options=qmp_option(bed.a, "100"))
     try:
