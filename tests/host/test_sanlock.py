@@ -89,6 +89,10 @@ class Sanlock:
         assert not check or done["status"] == "completed", done
         return done
 
+    def move(self):
+        self.here.migrate("web1", self.there, "--transport=tcp")
+        self.swap()
+
     def alone(self):
         """The one QEMU that is there runs the guest, and has the lease for itself."""
         host = self.here
@@ -151,8 +155,7 @@ def test_there_and_back(leased):
     leased.start(leased.here)
     before = leased.lver()
     for n in (1, 2):
-        leased.here.migrate("web1", leased.there, "--transport=tcp")
-        leased.swap()
+        leased.move()
         assert leased.holder() == (leased.here.name, before + n)
         assert leased.there.wait_clean() == []
 
@@ -250,14 +253,15 @@ def test_cannot_be_shared(leased):
 @needs_faults
 @needs_old
 def test_stays_shared(leased):
-    """It cannot be made the one QEMU's alone after an upgrade: it protects as well, and the next upgrade tries again."""
+    """It cannot be made the one QEMU's alone after an upgrade: it protects as well. The next upgrade tries again; a migration hands it over."""
     away = leased.bed.dir / "away"
-    with injected(leased.here, {("OWN_LEASE", "before"): lambda: os.rename(leased.path, away), ("END", "before"): lambda: os.rename(away, leased.path)}):
-        done = leased.upgrade()
-    assert "stays shared" in done["warnings"][0], done
-    assert leased.parts(leased.here) == {leased.here.status("web1")["pid"]: "SH"}
-    leased.upgrade()
-    leased.alone()
+    for ends_it in (leased.upgrade, leased.move):
+        with injected(leased.here, {("OWN_LEASE", "before"): lambda: os.rename(leased.path, away), ("END", "before"): lambda: os.rename(away, leased.path)}):
+            done = leased.upgrade()
+        assert "stays shared" in done["warnings"][0], done
+        assert leased.parts(leased.here) == {leased.here.status("web1")["pid"]: "SH"}
+        ends_it()
+        leased.alone()
 
 
 FORWARD = "NOTE_UPGRADE START_NEW SET_UP_BOTH SHARE_LEASE START_UPGRADE COMMIT_NEW KILL_OLD CONT_NEW ANNOUNCE OWN_LEASE END".split()
