@@ -552,9 +552,9 @@ static void on_life(void *userdata, DomainLife life)
 }
 
 /* Then the switch is asked for when the guest has arrived, as ever. */
-static void on_lost(_unused_ void *userdata)
+static void on_lost(_unused_ void *userdata, const char *why)
 {
-	warn("libvirt on the source ", "has closed the connection");
+	warn("on the source: ", why);
 }
 
 static void start_watch(Migrate *m)

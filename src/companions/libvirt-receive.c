@@ -39,7 +39,10 @@ typedef struct Receive {
 	bool begun, whole;	  /* a first copy of the table is in; all of it, and the guest stands still */
 	uint64_t paused_at, held; /* microseconds */
 	const char *how;	  /* the gate opened */
+	bool ready;		  /* libvirt is heard */
+	bool came;		  /* it was seen to: a domain of that name may have been here before */
 	bool asked;		  /* for the domain's state */
+	char *why;		  /* it ends with an error */
 } Receive;
 
 static void receive_done(Receive *r)
@@ -52,6 +55,7 @@ static void receive_done(Receive *r)
 	input_done(&r->input);
 	transfer_done(&r->transfer);
 	sd_event_unref(r->event);
+	free(r->why);
 }
 
 static void say(const char *what)
@@ -83,18 +87,20 @@ static void say_end(const Receive *r, const char *what)
 
 /* ---- when it is over, and the guest's turn ---- */
 
+static void give_up(Receive *r, int code, const char *why)
+{
+	free(r->why);
+	r->why = xstrdup(why);
+	(void)sd_event_exit(r->event, code);
+}
+
 static void resume(Receive *r, const char *how)
 {
-	_cleanup_error_ Error *err = NULL;
-
 	if (r->how)
 		return;
 	r->how = how;
 	r->bound = sd_event_source_disable_unref(r->bound);
-	if (watch_resume(r->watch, &err) >= 0 || watch_ask(r->watch) == LIFE_RUNNING)
-		return;
-	fprintf(stderr, "vmferry-libvirt: %s\n", err->message);
-	(void)sd_event_exit(r->event, -EIO);
+	watch_resume(r->watch);
 }
 
 static int on_bound(_unused_ sd_event_source *s, _unused_ uint64_t usec, void *userdata)
@@ -102,8 +108,6 @@ static int on_bound(_unused_ sd_event_source *s, _unused_ uint64_t usec, void *u
 	resume(userdata, "timeout");
 	return 0;
 }
-
-static void on_arrival(Receive *r, DomainLife arrival);
 
 /* What follows from what is known now. */
 static void consider(Receive *r)
@@ -119,7 +123,7 @@ static void consider(Receive *r)
 	} else if (over && r->arrival != LIFE_PAUSED && !r->asked) {
 		/* The other end has gone, or has heard of the end sooner than we. */
 		r->asked = true;
-		on_arrival(r, watch_ask(r->watch));
+		watch_ask(r->watch);
 	}
 }
 
@@ -128,6 +132,7 @@ static void on_arrival(Receive *r, DomainLife arrival)
 	if (arrival == r->arrival || r->arrival == LIFE_RUNNING) /* whatever becomes of it then */
 		return;
 	r->arrival = arrival;
+	r->came |= arrival == LIFE_COMING;
 	if (arrival == LIFE_PAUSED && r->transfer.resume) {
 		r->paused_at = now_usec();
 		(void)sd_event_add_time_relative(r->event, &r->bound, CLOCK_MONOTONIC, r->transfer.bound, 1000,
@@ -148,16 +153,38 @@ static void on_life(void *userdata, DomainLife life)
 		on_arrival(userdata, life);
 }
 
-/* libvirtd has ended: nothing more is heard of the domain, and the other end resumes it. */
-static void on_lost(void *userdata)
+/*
+ * Of a domain that nobody saw coming, what it is tells of a migration that has succeeded only once the source says so:
+ * another of that name may be here, paused by its user, and then libvirt refuses the migration.
+ */
+static void on_answer(void *userdata, DomainLife life)
 {
 	Receive *r = userdata;
+	bool first = !r->ready;
 
-	say("deaf");
-	(void)sd_event_exit(r->event, -ENOTCONN);
+	r->ready = true;
+	if (first)
+		say("ready");
+	if (!r->came && life != LIFE_COMING && r->stream != STREAM_WHOLE)
+		life = r->stream == STREAM_CUT ? LIFE_GONE : LIFE_NONE;
+	if (life != LIFE_NONE)
+		on_arrival(r, life);
 }
 
-static const WatchHandlers watch_handlers = {.life = on_life, .lost = on_lost};
+static void on_refused(void *userdata, const char *why)
+{
+	give_up(userdata, -EIO, why);
+}
+
+/* Nothing more is heard of the domain, and the other end resumes it. */
+static void on_lost(void *userdata, const char *why)
+{
+	say("deaf");
+	give_up(userdata, -ENOTCONN, why);
+}
+
+static const WatchHandlers watch_handlers = {
+	.life = on_life, .answer = on_answer, .refused = on_refused, .lost = on_lost};
 
 /* ---- entries ---- */
 
@@ -289,15 +316,19 @@ static int settle(Receive *r, Error **err)
 
 static int finish(Receive *r, Error **err)
 {
-	if (r->arrival != LIFE_RUNNING && r->arrival != LIFE_PAUSED) {
-		int n = ct_apply_rollback(r->apply);
+	int n;
 
+	if (r->arrival != LIFE_RUNNING && r->arrival != LIFE_PAUSED) {
+		n = ct_apply_rollback(r->apply);
 		say_end(r, "rolled-back");
 		return n < 0 ? error_set(err, n, "Cannot delete what was installed: %s", strerror(-n)) : 0;
 	}
 	say_end(r, r->stream == STREAM_WHOLE ? "done" : "incomplete");
-	r->watch = watch_free(r->watch); /* one connection is not for two processes */
-	return into_background() ? settle(r, err) : 0;
+	r->watch = watch_free(r->watch); /* a thread is not for two processes */
+	if (!into_background())
+		return 0;
+	n = settle(r, err);
+	_exit(n < 0); /* whatever a thread that did not end holds is the other process's */
 }
 
 int libvirt_receive(const Tool *tool, Error **err)
@@ -309,13 +340,9 @@ int libvirt_receive(const Tool *tool, Error **err)
 	e = set_up(&r, err);
 	if (e < 0)
 		return e;
-	say("ready");
 	e = sd_event_loop(r.event);
-	if (e == -ENOTCONN || e == -EIO)
-		return error_set(err, e,
-				 e == -EIO ? "libvirt does not resume %s"
-					   : "libvirt has ended; not heard of %s any more",
-				 r.transfer.domain);
+	if (r.why)
+		return error_set(err, e, "%s: %s", r.transfer.domain, r.why);
 	return e < 0 ? e : finish(&r, err);
 }
 

@@ -9,7 +9,8 @@
 /*
  * vmferry-libvirt: libvirt moves the guest, as virsh(1) is told to; beside it the connections go over ssh, from
  * `vmferry-conntrack follow` on the source into `vmferry-libvirt receive` on the target. libvirt is asked to leave the
- * guest paused there (--suspend); receive, which is close to it, resumes it once the last change is in, or after the bound.
+ * guest paused there (--suspend); receive, which is close to it, resumes it once the last change is in, or after the
+ * bound.
  */
 
 #define LIBVIRT_BOUND_MSEC 200
@@ -52,47 +53,50 @@ char **virsh_words(const char *uri);
  */
 int virsh_ask(const char *uri, const char *commands, uint64_t usec, char **ret, Error **err);
 
-/* ---- libvirt's library: libvirt-watch.c, libvirt-loop.c ---- */
+/* ---- libvirt's library: libvirt-watch.c ---- */
 
 /* What becomes of a domain. */
 typedef enum DomainLife {
-	LIFE_NONE,
+	LIFE_NONE,    /* not known yet */
 	LIFE_COMING,  /* its QEMU waits for memory here */
 	LIFE_LEAVING, /* stopped for the switch to another host */
 	LIFE_PAUSED,
 	LIFE_RUNNING,
-	LIFE_GONE,
+	LIFE_GONE, /* or not there yet */
 } DomainLife;
 
 typedef struct Watch Watch;
 
+/**
+ * struct WatchHandlers - called from the loop
+ * @life:    an event
+ * @answer:  what it is: once at the beginning, when events are heard, and at each watch_ask(). May be NULL
+ * @refused: libvirt does not resume it, and why. May be NULL
+ * @lost:    nothing more is heard, or nothing ever was, and why
+ */
 typedef struct WatchHandlers {
 	void (*life)(void *userdata, DomainLife life);
-	void (*lost)(void *userdata); /* the connection */
+	void (*answer)(void *userdata, DomainLife life);
+	void (*refused)(void *userdata, const char *why);
+	void (*lost)(void *userdata, const char *why);
 } WatchHandlers;
 
 /**
- * watch_new() - hear of a domain, which need not be there yet; one of these in a process
+ * watch_new() - hear of a domain, which need not be there yet; one of these in a process. It never waits for libvirt
  * @uri: NULL: as virsh has it
  * @domain: its name
  *
- * Return: 0, or negative errno with @err set.
+ * Return: 0, or negative errno with @err set; that there is no connection, @handlers hear.
  */
 int watch_new(sd_event *event, const char *uri, const char *domain, const WatchHandlers *handlers, void *userdata,
 	      Watch **ret, Error **err);
-/** watch_ask() - what has become of it */
-DomainLife watch_ask(Watch *watch);
-/** watch_resume() - let it run. Return: 0, or -EIO with @err set to what libvirt says */
-int watch_resume(Watch *watch, Error **err);
-/** watch_free() - Return: NULL */
+/** watch_ask() - what has become of it? The answer comes to the handlers */
+void watch_ask(const Watch *watch);
+/** watch_resume() - let it run. That it does is an event, that it cannot comes to the handlers */
+void watch_resume(const Watch *watch);
+/** watch_free() - close the connection; for a daemon that does not answer it waits a second, and leaves a thread.
+ * Return: NULL */
 Watch *watch_free(Watch *watch);
-
-/** libvirt_loop_begin() - serve the library from @event. @library_register: its virEventRegisterImpl() */
-typedef void LibvirtRegister(virEventAddHandleFunc, virEventUpdateHandleFunc, virEventRemoveHandleFunc,
-			     virEventAddTimeoutFunc, virEventUpdateTimeoutFunc, virEventRemoveTimeoutFunc);
-int libvirt_loop_begin(sd_event *event, LibvirtRegister *library_register);
-/** libvirt_loop_end() - after the connection was closed */
-void libvirt_loop_end(void);
 
 /* ---- the domain on the source, libvirt-domain.c ---- */
 
@@ -133,7 +137,8 @@ typedef struct Domain {
 int domain_learn(const char *uri, const char *name, char *const *given, bool needed, Domain *ret, Error **err);
 void domain_done(Domain *domain);
 
-/** domain_neighbours() - addresses of the other domains there, as far as they are known without asking a guest. strv_free() it */
+/** domain_neighbours() - addresses of the other domains there, as far as they are known without asking a guest.
+ * strv_free() it */
 char **domain_neighbours(const char *uri, const Domain *domain);
 
 /* ---- helper processes that say lines ---- */
