@@ -38,6 +38,7 @@ int tool_apply_from(const Tool *tool, int fd, Format format, bool undo,
 /**
  * struct Input - entries from a file descriptor in any of the formats, as batches in wire format
  * @ended:   the stream said itself that it is whole; text and raw messages cannot, their end counts as that
+ * @back:    or that the guest runs where it was
  * @frame:   FORMAT_FRAME: bytes of it, once all are there
  * @frame_at: and how many of them have been handed out
  * @skipped: lines and messages that no entry could be made of
@@ -49,7 +50,7 @@ typedef struct Input {
 	size_t used, size;
 	uint8_t *batch;
 	size_t frame, frame_at;
-	bool ended, end_of_file;
+	bool ended, back, end_of_file;
 	uint64_t lines, skipped;
 } Input;
 

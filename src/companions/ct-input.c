@@ -221,6 +221,7 @@ static int take_batch(Input *in, const uint8_t **ret, size_t *ret_len, Error **e
 		ct_wire_read(&reader, in->batch, len);
 		(void)ct_wire_next(&reader, &op, &record);
 		in->ended |= reader.ended;
+		in->back |= reader.back;
 	}
 	*ret = in->batch;
 	*ret_len = len;

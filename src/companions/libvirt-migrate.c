@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -11,6 +12,7 @@
 #include "basic/fd.h"
 #include "basic/process.h"
 #include "companions/libvirt.h"
+#include "conntrack/wire.h"
 #include "peer/destination.h"
 
 #define END_USEC (2 * USEC_PER_SEC)	  /* for the other ends, after virsh has ended */
@@ -30,11 +32,14 @@ typedef struct Migrate {
 	Helper *virsh, *follow, *receive, *cancel, *flush, *resume_here;
 	Watch *watch;  /* on the source */
 	int switch_fd; /* closing it is the switch */
+	int stream;    /* receive's input, which follow writes */
 	sd_event_source *late, *again, *bound;
 	int status; /* of virsh */
 	bool virsh_ended, arrived, running, failed;
 	bool resumed_here;
-	bool leaving; /* the source has stopped it */
+	bool leaving;	/* the source has stopped it */
+	bool undecided; /* virsh has failed: the source is asked whether it runs there */
+	bool stays;	/* it does */
 	uint64_t begin;
 	json_object *result; /* what receive said last */
 } Migrate;
@@ -42,6 +47,7 @@ typedef struct Migrate {
 static void migrate_done(Migrate *m)
 {
 	fd_close(m->switch_fd);
+	fd_close(m->stream);
 	watch_free(m->watch);
 	helper_free(m->virsh);
 	helper_free(m->follow);
@@ -242,11 +248,16 @@ static void on_flushed(_unused_ Helper *h, int status, void *userdata)
 	end_if_over(userdata);
 }
 
+static bool to_be_resumed(const Migrate *m)
+{
+	return m->hard && m->resume && !m->running && m->status == 0;
+}
+
 /* Once the guest runs there for good; not while follow would take it for news, which the target is to hear of. */
 static void start_flush(Migrate *m)
 {
 	static const HelperHandlers handlers = {.ended = on_flushed};
-	bool moved = m->running || (m->virsh_ended && m->status == 0);
+	bool moved = m->running || (m->virsh_ended && m->status == 0 && !to_be_resumed(m));
 	_cleanup_strv_ char **words = NULL, **argv = NULL, **spare = NULL;
 	_cleanup_error_ Error *err = NULL;
 
@@ -310,11 +321,6 @@ static int on_bound(_unused_ sd_event_source *s, _unused_ uint64_t usec, void *u
 			 &m->resume_here, &err) < 0)
 		warn("cannot resume it: ", err->message);
 	return 0;
-}
-
-static bool to_be_resumed(const Migrate *m)
-{
-	return m->hard && m->resume && !m->running && m->status == 0;
 }
 
 static bool any_running(const Migrate *m)
@@ -393,15 +399,43 @@ static int on_late(sd_event_source *s, uint64_t usec, void *userdata)
 	return sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
 }
 
+/* No mark at the end: receive deletes all again, if the guest has not arrived. */
+static void end_follow(Migrate *m)
+{
+	m->undecided = false;
+	helper_signal(m->follow, SIGTERM);
+}
+
+/* virsh has failed, but libvirt on the target may get over what it waits for, and make the guest ready there. */
+static void ask_source(Migrate *m)
+{
+	m->undecided = m->watch;
+	if (m->watch)
+		watch_ask(m->watch);
+	else
+		end_follow(m);
+}
+
+static void on_answer(void *userdata, DomainLife life)
+{
+	Migrate *m = userdata;
+
+	if (!m->undecided)
+		return;
+	m->stays = life == LIFE_RUNNING;
+	end_follow(m);
+}
+
 static void on_virsh_ended(_unused_ Helper *h, int status, void *userdata)
 {
 	Migrate *m = userdata;
 
 	m->virsh_ended = true;
 	m->status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-	if (m->status != 0)
-		helper_signal(m->follow, SIGTERM); /* no mark at the end: receive deletes all again */
-	switch_now(m);
+	if (m->status == 0)
+		switch_now(m);
+	else
+		ask_source(m);
 	(void)sd_event_add_time_relative(m->event, &m->late, CLOCK_MONOTONIC, END_USEC, 0, on_late, m);
 	if (to_be_resumed(m))
 		(void)sd_event_add_time_relative(m->event, &m->bound, CLOCK_MONOTONIC, m->hold, 0, on_bound, m);
@@ -414,12 +448,26 @@ static void on_follow_line(_unused_ Helper *h, char *line, _unused_ void *userda
 		fprintf(stderr, "%s\n", line);
 }
 
+/* Not to a pipe that is full, of whoever hangs: the guest is resumed there by nobody but it. */
+static void take_back(const Migrate *m)
+{
+	struct pollfd p = {.fd = m->stream, .events = POLLOUT};
+	uint8_t batch[CT_WIRE_HEADER];
+
+	ct_wire_back(batch);
+	if (poll(&p, 1, 0) == 1)
+		(void)!write(m->stream, batch, sizeof(batch));
+}
+
 static void on_follow_ended(_unused_ Helper *h, int status, void *userdata)
 {
 	Migrate *m = userdata;
 
 	if (status != 0 && !m->virsh_ended)
 		give_up(m, "vmferry-conntrack follow");
+	if (m->stays)
+		take_back(m);
+	m->stream = fd_close(m->stream);
 	end_if_over(m);
 }
 
@@ -502,19 +550,19 @@ static int start_ends(Migrate *m, Error **err)
 {
 	_cleanup_json_ json_object *o =
 		transfer_json(m->tool, m->dname ?: m->known.name, m->known.addresses, m->hard && m->resume, m->hold);
-	_cleanup_fd_ int in = -1, out = -1;
+	_cleanup_fd_ int in = -1;
 	_cleanup_free_ char *line = xasprintf("%s\n", json_text(o));
 	int pipes[2], r;
 
 	if (pipe2(pipes, O_CLOEXEC) < 0)
 		return error_set(err, -errno, "Cannot make a pipe: %m");
 	in = pipes[0];
-	out = pipes[1];
-	r = strlen(line) < 32768 ? fd_write_all(out, line, strlen(line)) : -E2BIG; /* fits in the pipe */
+	m->stream = pipes[1];
+	r = strlen(line) < 32768 ? fd_write_all(m->stream, line, strlen(line)) : -E2BIG; /* fits in the pipe */
 	if (r < 0)
 		return error_set(err, r, "Cannot tell the target: %s", strerror(-r));
 	r = start_receive(m, in, err);
-	return r < 0 ? r : start_follow(m, out, err);
+	return r < 0 ? r : start_follow(m, m->stream, err);
 }
 
 static int start_virsh(Migrate *m, Error **err)
@@ -552,14 +600,19 @@ static void on_life(void *userdata, DomainLife life)
 }
 
 /* Then the switch is asked for when the guest has arrived, as ever. */
-static void on_lost(_unused_ void *userdata, const char *why)
+static void on_lost(void *userdata, const char *why)
 {
+	Migrate *m = userdata;
+
 	warn("on the source: ", why);
+	m->watch = watch_free(m->watch);
+	if (m->undecided)
+		end_follow(m);
 }
 
 static void start_watch(Migrate *m)
 {
-	static const WatchHandlers handlers = {.life = on_life, .lost = on_lost};
+	static const WatchHandlers handlers = {.life = on_life, .answer = on_answer, .lost = on_lost};
 	_cleanup_error_ Error *err = NULL;
 
 	if (watch_new(m->event, m->uri, m->known.name, &handlers, m, &m->watch, &err) < 0)
@@ -628,7 +681,11 @@ static int move(Migrate *m, Error **err)
 int libvirt_migrate(const Tool *tool, Error **err)
 {
 	_cleanup_(migrate_done)
-	Migrate m = {.tool = tool, .switch_fd = -1, .begin = now_usec(), .uri = tool_text(tool, "connect", NULL)};
+	Migrate m = {.tool = tool,
+		     .switch_fd = -1,
+		     .stream = -1,
+		     .begin = now_usec(),
+		     .uri = tool_text(tool, "connect", NULL)};
 	int r;
 
 	m.resume = true;

@@ -41,6 +41,7 @@ typedef struct Receive {
 	const char *how;	  /* the gate opened */
 	bool ready;		  /* libvirt is heard */
 	bool came;		  /* it was seen to: a domain of that name may have been here before */
+	bool stays;		  /* it runs at the source, and never here */
 	bool asked;		  /* for the domain's state */
 	char *why;		  /* it ends with an error */
 } Receive;
@@ -96,7 +97,7 @@ static void give_up(Receive *r, int code, const char *why)
 
 static void resume(Receive *r, const char *how)
 {
-	if (r->how)
+	if (r->how || r->stays)
 		return;
 	r->how = how;
 	r->bound = sd_event_source_disable_unref(r->bound);
@@ -112,12 +113,11 @@ static int on_bound(_unused_ sd_event_source *s, _unused_ uint64_t usec, void *u
 /* What follows from what is known now. */
 static void consider(Receive *r)
 {
-	bool over = r->stream != STREAM_OPEN;
+	bool over = r->stream != STREAM_OPEN, to_run = r->transfer.resume && !r->stays;
 
-	if (r->arrival == LIFE_PAUSED && r->transfer.resume && (over || r->whole))
+	if (r->arrival == LIFE_PAUSED && to_run && (over || r->whole))
 		resume(r, r->stream == STREAM_CUT && !r->whole ? "cut" : "complete");
-	if (r->arrival == LIFE_RUNNING || (r->arrival == LIFE_PAUSED && !r->transfer.resume) ||
-	    r->arrival == LIFE_GONE) {
+	if (r->arrival == LIFE_RUNNING || (r->arrival == LIFE_PAUSED && !to_run) || r->arrival == LIFE_GONE) {
 		if (over)
 			(void)sd_event_exit(r->event, 0);
 	} else if (over && r->arrival != LIFE_PAUSED && !r->asked) {
@@ -222,8 +222,9 @@ static int take(Receive *r, Error **err)
 			return n;
 		if (len == CT_WIRE_HEADER)
 			on_mark(r);
-		n = !r->input.ended;
+		n = !r->input.ended && !r->input.back;
 	}
+	r->stays = r->input.back;
 	if (n == 0)
 		stream_over(r, r->input.ended ? STREAM_WHOLE : STREAM_CUT);
 	return n;
@@ -318,7 +319,11 @@ static int finish(Receive *r, Error **err)
 {
 	int n;
 
-	if (r->arrival != LIFE_RUNNING && r->arrival != LIFE_PAUSED) {
+	if (r->stays && r->arrival == LIFE_PAUSED)
+		fprintf(stderr,
+			"vmferry-libvirt: %s runs at the source, and libvirt left another here, paused: end it\n",
+			r->transfer.domain);
+	if (r->arrival != LIFE_RUNNING && (r->arrival != LIFE_PAUSED || r->stays)) {
 		n = ct_apply_rollback(r->apply);
 		say_end(r, "rolled-back");
 		return n < 0 ? error_set(err, n, "Cannot delete what was installed: %s", strerror(-n)) : 0;

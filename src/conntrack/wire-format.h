@@ -8,6 +8,7 @@
 #define MAGIC 0x56464354 /* "VFCT" */
 #define VERSION 1
 #define FLAG_END 0x01 /* byte 5 of the header */
+#define FLAG_BACK 0x02
 
 /* Byte 0 of a record. */
 #define KIND_OP 0x03

@@ -44,7 +44,7 @@ static int read_header(CtWireReader *reader)
 		return bad(reader, "truncated header");
 	if (get_u32(h) != MAGIC)
 		return bad(reader, "not connection records");
-	if ((get_u32(h + 4) & ~(FLAG_END << 16)) != VERSION << 24)
+	if ((get_u32(h + 4) & ~((FLAG_END | FLAG_BACK) << 16)) != VERSION << 24)
 		return bad(reader, "unknown version of the format");
 	len = get_u32(h + 12);
 	if (len > have - CT_WIRE_HEADER)
@@ -52,6 +52,7 @@ static int read_header(CtWireReader *reader)
 	if (crc32_add(crc32_add(0, h, CT_WIRE_HEADER - 4), h + CT_WIRE_HEADER, len) != get_u32(h + 16))
 		return bad(reader, "checksum does not match");
 	reader->ended |= h[5] & FLAG_END;
+	reader->back |= (h[5] & FLAG_BACK) != 0;
 	reader->left = get_u32(h + 8);
 	reader->p = h + CT_WIRE_HEADER;
 	reader->batch_end = reader->p + len;

@@ -220,3 +220,8 @@ void ct_wire_end(uint8_t *batch)
 {
 	put_header(batch, CT_WIRE_HEADER, 0, FLAG_END);
 }
+
+void ct_wire_back(uint8_t *batch)
+{
+	put_header(batch, CT_WIRE_HEADER, 0, FLAG_BACK);
+}

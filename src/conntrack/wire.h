@@ -29,6 +29,9 @@ void ct_wire_header(uint8_t *batch, size_t len, uint32_t count);
  */
 void ct_wire_end(uint8_t *batch);
 
+/** ct_wire_back() - the same for the one that says: the guest has not moved and runs at the source, nothing follows */
+void ct_wire_back(uint8_t *batch);
+
 /**
  * ct_wire_length() - bytes of the batch that begins with this header, itself included
  *
@@ -39,13 +42,14 @@ size_t ct_wire_length(const uint8_t *header);
 /**
  * struct CtWireReader - reads one or more batches, one record after the other
  * @ended: ct_wire_end()'s batch was read
+ * @back: ct_wire_back()'s was
  * @why: what was wrong with the last record or the bytes, a constant text
  */
 typedef struct CtWireReader {
 	const uint8_t *p, *end;
 	const uint8_t *batch_end;
 	uint32_t left; /* records of this batch */
-	bool ended;
+	bool ended, back;
 	CtExtra extra; /* of the record read last */
 	const char *why;
 } CtWireReader;

@@ -304,9 +304,32 @@ def test_postcopy(pair, streams):
     assert said["connections"] == "done" and said["gate"] == "soft", said
 
 
-@pytest.mark.parametrize("marks, when", [(b"m", "at-once"), (b"mm", "at-the-end")], ids=["stopped", "goes-on-after-all"])
+@contextlib.contextmanager
+def hung(libvirt):
+    """Its daemon answers nobody."""
+    pid = int((libvirt.dir / "pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def goes_on(pair, source, target, port):
+    """The target's end answers the hook, and installs what changes."""
+    begin = time.monotonic()
+    done = target.host.run("vmferry-libvirt", "hook", "--bound=20s", "web1", "started", "begin", "-")
+    assert done.stderr == "" and time.monotonic() - begin < 20
+    source.host.run("conntrack", "-I", "-p", "tcp", "-s", GUEST.ip4, "-d", "10.0.0.78", "--sport", port, "--dport", "80", "--state",
+                    "ESTABLISHED", "-t", "600", "-u", "ASSURED,SEEN_REPLY")
+    wait_until(lambda: any(f"sport={port} " in line for line in pair.entries(target)))
+
+
+@pytest.mark.parametrize("marks, when", [(b"m", "at-once"), (b"mm", "at-the-end"), (b"", "daemon-hangs")],
+                         ids=["stopped", "goes-on-after-all", "daemon-hangs"])
 def test_guest_runs_at_the_mark(pair, streams, marks, when):
-    """The last change since the guest stopped is enough: that the stream ends is not waited for. A second mark takes that back."""
+    """The last change since the guest stopped is enough: that the stream ends is not waited for. A second mark takes that back. A daemon that
+    hangs when it is to resume the guest stops nothing else."""
     source, target = pair.ends()
     task = {"version": 1, "domain": "web1", "addresses": [GUEST.ip4, GUEST.ip6], "resume": True, "bound_usec": 30000000}
     receive = target.host.popen("vmferry-libvirt", "receive", stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
@@ -325,6 +348,11 @@ def test_guest_runs_at_the_mark(pair, streams, marks, when):
     if when == "at-the-end":
         assert target.state() == "paused"
         follow.stdin.close()
+    if when == "daemon-hangs":
+        with hung(target):
+            follow.stdin.write(b"m")
+            follow.stdin.flush()
+            goes_on(pair, source, target, 4011)
     assert said()["event"] == "running"
     follow.stdin.close()
     end = said()
@@ -332,6 +360,34 @@ def test_guest_runs_at_the_mark(pair, streams, marks, when):
     assert follow.wait(LIMIT) == 0 and receive.wait(LIMIT) == 0
     receive.stdout.close()
     source.host.run("conntrack", "-F")
+    streams.assert_alive()
+
+
+def test_daemon_that_hangs(pair, streams):
+    """While memory moves, and when the guest is to be resumed: the target's end goes on, and the guest runs as soon as the daemon does."""
+    with pair.slow() as (source, target, process):
+        with hung(target):
+            goes_on(pair, source, target, 4010)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT) == 1
+    assert source.state() == "running"
+
+
+@pytest.mark.long  # virsh waits half a minute for a daemon
+def test_daemon_that_hangs_at_the_switch(pair, streams):
+    """libvirt gives up and the guest goes on; the target's daemon does not know of that, goes on, too, and has the guest there ready to run.
+    (virsh alone has it running on both hosts then.)"""
+    with pair.slow(to=pair.ends()[1].host.ssh) as (source, target, process):
+        with hung(target):
+            source.hmp("migrate_set_parameter max-bandwidth 1g")
+            assert process.wait(3 * LIMIT) == 1
+            assert source.state() == "running"
+        pair.nothing_left(source, target)
+        state = target.state()
+        assert state in (None, "paused")
+        if state:
+            target.virsh("destroy", "web1")
+    assert source.state() == "running" and pair.entries(target) == []
     streams.assert_alive()
 
 

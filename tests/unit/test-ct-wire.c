@@ -117,7 +117,12 @@ static void test_end(void **state)
 	ct_wire_read(&reader, batch, sizeof(batch));
 	assert_int_equal(ct_wire_next(&reader, &op, &record), 0);
 	assert_true(reader.ended);
-	batch[5] = 2; /* a flag of later */
+	assert_false(reader.back);
+	ct_wire_back(batch);
+	ct_wire_read(&reader, batch, sizeof(batch));
+	assert_int_equal(ct_wire_next(&reader, &op, &record), 0);
+	assert_true(reader.back && !reader.ended);
+	batch[5] = 4; /* a flag of later */
 	ct_wire_read(&reader, batch, sizeof(batch));
 	assert_int_equal(ct_wire_next(&reader, &op, &record), -EBADMSG);
 	assert_string_equal(reader.why, "unknown version of the format");
