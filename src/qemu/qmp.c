@@ -5,10 +5,15 @@
  * Commands wait in `queue` until they may be written, then in `sent` until they are answered. What may be written is
  * decided in one place, may_send():
  *  - before the negotiation is over only qmp_capabilities itself;
- *  - at most IN_FLIGHT_MAX in-band commands at a time: QEMU stops reading, and with that stops seeing out-of-band
- *    commands, when eight are pending (monitor/qmp.c, QMP_REQ_QUEUE_LEN_MAX);
- *  - one command with an fd at a time: QEMU's socket keeps only the fds that came last (chardev/char-socket.c), and
- * with oob it reads ahead of execution. Out-of-band commands overtake the queue.
+ *  - one command with an fd at a time: QEMU's socket keeps only the fds that came last (chardev/char-socket.c).
+ *
+ * The capability "oob" is asked for because QEMU then reads ahead while it executes (up to eight commands, monitor/qmp.c,
+ * QMP_REQ_QUEUE_LEN_MAX), and not each command only after the answer to the one before. No command is given out of band:
+ * what a silent peer holds up, none of those that QEMU has sets free (keeper/perform.c, watchdog).
+ *
+ * A line is held whole, and then parsed into objects; of "{},{},..." they are some 250 times as long as the text, and a
+ * guest that has taken its QEMU over can say that. So LINE_MAX_BYTES is not far from what QEMU has to say: the longest
+ * answer, query-blockstats with 64 disks, is 119 KB.
  *
  * Handlers may call anything, qmp_free() too: whoever calls one holds a reference and looks at `state` afterwards.
  */
@@ -24,12 +29,11 @@
 #include "basic/fd.h"
 #include "basic/text.h"
 
-#define LINE_MAX_BYTES (16U << 20)
+#define LINE_MAX_BYTES (512U << 10)
 #define READ_BYTES (64U << 10)
-#define KEEP_BYTES (1U << 20)
+#define KEEP_BYTES (2 * READ_BYTES)
 #define ERROR_MAX_BYTES 1000
 #define LAST_READS_MAX 1024
-#define IN_FLIGHT_MAX 7
 
 typedef enum QmpState {
 	QMP_GREETING,	 /* nothing read yet */
@@ -46,7 +50,7 @@ typedef struct Command {
 	size_t len, written;
 	int fd;	      /* to pass along, -1: none or passed already */
 	bool with_fd; /* had one */
-	bool oob, negotiation;
+	bool negotiation;
 	QmpReply reply;
 	void *userdata;
 } Command;
@@ -63,8 +67,7 @@ struct Qmp {
 	void *userdata;
 	struct Commands queue, sent;
 	uint64_t next_id;
-	unsigned int in_band, with_fd; /* how many of `sent` are such */
-	bool oob;
+	unsigned int with_fd; /* how many of `sent` are such */
 	char *data; /* not yet a whole line: `len` bytes, the first `scanned` have no newline */
 	size_t len, scanned, size;
 };
@@ -123,7 +126,6 @@ static Command *sent_take(Qmp *q, uint64_t id)
 		if (c->id != id)
 			continue;
 		TAILQ_REMOVE(&q->sent, c, entry);
-		q->in_band -= !c->oob;
 		q->with_fd -= c->with_fd;
 		return c;
 	}
@@ -184,9 +186,7 @@ static bool may_send(const Qmp *q, const Command *c)
 		return true;
 	if (q->state != QMP_READY)
 		return false;
-	if (c->oob)
-		return true;
-	return q->in_band < IN_FLIGHT_MAX && (!c->with_fd || q->with_fd == 0);
+	return !c->with_fd || q->with_fd == 0;
 }
 
 static ssize_t command_write(Qmp *q, Command *c)
@@ -236,32 +236,13 @@ static void flush_queue(Qmp *q)
 			continue;
 		TAILQ_REMOVE(&q->queue, c, entry);
 		TAILQ_INSERT_TAIL(&q->sent, c, entry);
-		q->in_band += !c->oob;
 		q->with_fd += c->with_fd;
 	}
 	if (q->io)
 		sd_event_source_set_io_events(q->io, EPOLLIN);
 }
 
-/* Out of band: behind what is half written and other such commands, ahead of all else. */
-static void enqueue(Qmp *q, Command *c)
-{
-	Command *before;
-
-	if ((!c->oob && !c->negotiation) || !qmp_open(q)) {
-		TAILQ_INSERT_TAIL(&q->queue, c, entry);
-		return;
-	}
-	for (before = TAILQ_FIRST(&q->queue); before; before = TAILQ_NEXT(before, entry))
-		if (before->written == 0 && !before->oob && !before->negotiation)
-			break;
-	if (before)
-		TAILQ_INSERT_BEFORE(before, c, entry);
-	else
-		TAILQ_INSERT_TAIL(&q->queue, c, entry);
-}
-
-static Command *command_new(Qmp *q, const char *execute, const char *name, json_object *arguments, int fd)
+static Command *command_new(Qmp *q, const char *name, json_object *arguments, int fd)
 {
 	Command *c = xcalloc(1, sizeof(*c));
 	_cleanup_json_ json_object *o = NULL;
@@ -269,7 +250,7 @@ static Command *command_new(Qmp *q, const char *execute, const char *name, json_
 	c->id = q->next_id++;
 	c->fd = fd;
 	c->with_fd = fd >= 0;
-	o = json_build(execute, "s", name, "arguments", "o", arguments, "id", "u", c->id, NULL);
+	o = json_build("execute", "s", name, "arguments", "o", arguments, "id", "u", c->id, NULL);
 	c->text = xasprintf("%s\n", json_text(o));
 	c->len = strlen(c->text);
 	return c;
@@ -277,7 +258,10 @@ static Command *command_new(Qmp *q, const char *execute, const char *name, json_
 
 static void submit(Qmp *q, Command *c)
 {
-	enqueue(q, c);
+	if (c->negotiation) /* before all that waits for it */
+		TAILQ_INSERT_HEAD(&q->queue, c, entry);
+	else
+		TAILQ_INSERT_TAIL(&q->queue, c, entry);
 	if (qmp_open(q))
 		flush_queue(q);
 	else if (q->state == QMP_CLOSED)
@@ -286,7 +270,7 @@ static void submit(Qmp *q, Command *c)
 
 void qmp_command_fd(Qmp *q, const char *name, json_object *arguments, int fd, QmpReply reply, void *userdata)
 {
-	Command *c = command_new(q, "execute", name, arguments, fd);
+	Command *c = command_new(q, name, arguments, fd);
 
 	c->reply = reply;
 	c->userdata = userdata;
@@ -296,18 +280,6 @@ void qmp_command_fd(Qmp *q, const char *name, json_object *arguments, int fd, Qm
 void qmp_command(Qmp *q, const char *name, json_object *arguments, QmpReply reply, void *userdata)
 {
 	qmp_command_fd(q, name, arguments, -1, reply, userdata);
-}
-
-void qmp_command_oob(Qmp *q, const char *name, json_object *arguments, QmpReply reply, void *userdata)
-{
-	/* Before the negotiation it is not known whether oob is to be had: then the command is an ordinary one. */
-	bool oob = q->oob && q->state == QMP_READY;
-	Command *c = command_new(q, oob ? "exec-oob" : "execute", name, arguments, -1);
-
-	c->oob = oob;
-	c->reply = reply;
-	c->userdata = userdata;
-	submit(q, c);
 }
 
 /* --- reading --- */
@@ -350,14 +322,13 @@ static int handle_greeting(Qmp *q, json_object *o)
 
 	if (!json_get_object(o, "QMP", &qmp))
 		return -EBADMSG;
-	q->oob = offers_oob(o);
-	if (q->oob) {
+	if (offers_oob(o)) {
 		enable = json_object_new_array();
 		json_object_array_add(enable, json_object_new_string("oob"));
 		arguments = json_build("enable", "o", enable, NULL);
 	}
 	q->state = QMP_NEGOTIATING;
-	c = command_new(q, "execute", "qmp_capabilities", arguments, -1);
+	c = command_new(q, "qmp_capabilities", arguments, -1);
 	c->negotiation = true;
 	c->reply = on_capabilities;
 	c->userdata = q;

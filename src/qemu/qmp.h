@@ -5,7 +5,7 @@
 
 #include "basic/json.h"
 
-/* One QMP connection, event-driven. QEMU's docs/interop/qmp-spec. Lines over 16 MiB from QEMU end the connection. */
+/* One QMP connection, event-driven. QEMU's docs/interop/qmp-spec. Lines over 512 KiB from QEMU end the connection. */
 typedef struct Qmp Qmp;
 #define QMP_CONNECTION_CLOSED "connection closed"
 
@@ -57,8 +57,3 @@ void qmp_command(Qmp *qmp, const char *command, json_object *arguments, QmpReply
 /** qmp_command_fd() - the same with an fd passed along (getfd, add-fd); @fd is closed after sending */
 void qmp_command_fd(Qmp *qmp, const char *command, json_object *arguments, int fd, QmpReply reply, void *userdata);
 
-/**
- * qmp_command_oob() - the same, out of band (exec-oob): overtakes all that wait. An ordinary command where QEMU does not
- * offer oob, and before the connection is ready
- */
-void qmp_command_oob(Qmp *qmp, const char *command, json_object *arguments, QmpReply reply, void *userdata);

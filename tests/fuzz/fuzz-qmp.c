@@ -22,10 +22,7 @@ static void on_reply(_unused_ json_object *ret, _unused_ const char *error, void
 static void ask(Run *r)
 {
 	r->asked++;
-	if (r->asked % 3 == 0)
-		qmp_command_oob(r->qmp, "yank", NULL, on_reply, r);
-	else
-		qmp_command(r->qmp, "query-status", NULL, on_reply, r);
+	qmp_command(r->qmp, "query-status", NULL, on_reply, r);
 }
 
 static void on_reply(_unused_ json_object *ret, _unused_ const char *error, void *userdata)

@@ -8,7 +8,7 @@
  *   attach DIR INDEX DEFINITION            NIC number INDEX
  *   announce DIR INDEX DEFINITION
  *   shutdown DIR ADDRESS PORT
- *   qmp DIR COMMAND[=ARGUMENTS]...         one after the other; "wait=EVENT" waits for an event; "oob:COMMAND"
+ *   qmp DIR COMMAND[=ARGUMENTS]...         one after the other; "wait=EVENT" waits for an event
  *   hold-lock DIR                          like a child between fork and exec whose keeper is gone
  */
 #include <errno.h>
@@ -243,7 +243,7 @@ static void talk_on(Talk *t)
 {
 	_cleanup_free_ char *word = xstrdup(*t->next);
 	json_object *arguments = NULL;
-	char *value, *oob;
+	char *value;
 
 	if (!word) {
 		sd_event_exit(t->event, 0);
@@ -264,11 +264,7 @@ static void talk_on(Talk *t)
 	strv_free(TAKE_PTR(t->seen));
 	if (value)
 		arguments = json_parse(value, strlen(value));
-	oob = (char *)startswith(word, "oob:");
-	if (oob)
-		qmp_command_oob(t->qmp, oob, arguments, on_reply, t);
-	else
-		qmp_command(t->qmp, word, arguments, on_reply, t);
+	qmp_command(t->qmp, word, arguments, on_reply, t);
 }
 
 static void on_ready(void *userdata)

@@ -542,9 +542,9 @@ def test_same_memory_twice(vm):
     assert host.tool("adopt", second) == {"pid": said["pid"]}
 
 
-def test_oob(vm):
+def test_qmp(vm):
     host, directory, _, _ = vm
-    said = host.qmp(directory, "oob:migrate-pause", "no-such-command", "cont", "wait=RESUME", "stop", "wait=STOP",
+    said = host.qmp(directory, "migrate-pause", "no-such-command", "cont", "wait=RESUME", "stop", "wait=STOP",
                     "quit", "query-status")
     assert said[0]["error"].startswith("GenericError: ")
     assert said[1]["error"].startswith("CommandNotFound: ")
