@@ -144,6 +144,18 @@ bool text_is_id(const char *s)
 	return strlen(s) == 32 && strspn(s, "0123456789abcdef") == 32;
 }
 
+void secret_clear(char *s)
+{
+	if (s)
+		explicit_bzero(s, strlen(s));
+}
+
+void secret_free(char *s)
+{
+	secret_clear(s);
+	free(s);
+}
+
 bool text_equal_secret(const char *a, const char *b)
 {
 	size_t len = strlen(a);

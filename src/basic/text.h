@@ -65,6 +65,12 @@ char *text_random_id(void);
 /** text_is_id() - whether @s is such an id: 32 lower-case hex digits */
 bool text_is_id(const char *s);
 
+/** secret_clear() - overwrite a secret; it is "" then. NULL is fine */
+void secret_clear(char *s);
+
+/** secret_free() - overwrite a secret, and free it */
+void secret_free(char *s);
+
 /** text_equal_secret() - compare two secrets in constant time */
 bool text_equal_secret(const char *a, const char *b);
 

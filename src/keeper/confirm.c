@@ -343,6 +343,7 @@ void move_let_go(Move *m)
 		*all[i] = sd_event_source_disable_unref(*all[i]);
 	if (m->psk)
 		tls_remove(m->k, m->id);
+	secret_clear(m->psk);
 	source_drop_probes(m->k);
 	follow_stop(m);
 	m->data = data_free(m->data);

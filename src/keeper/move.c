@@ -481,8 +481,8 @@ static void drop_contents(Move *m)
 	sd_bus_message_unref(m->check_message);
 	fd_close(m->prove_fd);
 	free(m->transport_reason);
-	free(m->token);
-	free(m->psk);
+	secret_free(m->token);
+	secret_free(m->psk);
 	free(m->uri);
 	free(m->outcome_text);
 	free(m->ct_problem);

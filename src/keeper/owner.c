@@ -65,6 +65,7 @@ static void own(Move *m)
 		       json_build("id", "s", m->id, "from", "s", m->from ? m->from->host_name : NULL, NULL));
 	if (m->psk || m->prepare.psk)
 		tls_remove(k, m->id);
+	secret_clear(m->prepare.psk);
 }
 
 int do_say_running(Move *m)
@@ -157,6 +158,7 @@ void target_end(Move *m)
 	(void)unlink(marker);
 	(void)unlink(definition);
 	m->from = NULL;
+	secret_clear(m->prepare.psk);
 	room_free(TAKE_PTR(m->room));
 	m->progress = sd_event_source_disable_unref(m->progress);
 	ct_apply_free(TAKE_PTR(m->apply));

@@ -107,7 +107,7 @@ static void make_psk(Move *m)
 
 	if (getrandom(key, sizeof(key), 0) != (ssize_t)sizeof(key))
 		abort();
-	free(m->psk);
+	secret_free(m->psk);
 	m->psk = text_hex(key, sizeof(key));
 	explicit_bzero(key, sizeof(key));
 }

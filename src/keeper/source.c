@@ -297,6 +297,8 @@ int source_call(Move *m, const char *method, const CookieTable *table, const voi
 	else
 		r = sd_bus_message_new_method_call(bus, &call, NULL, PEER_PATH, PEER_INTERFACE, method);
 	if (r >= 0)
+		r = sd_bus_message_sensitive(call); /* overwritten when it is freed: Prepare has the key */
+	if (r >= 0)
 		r = cookie_append(call, table, cookie);
 	if (r >= 0)
 		r = sd_bus_call_async(bus, NULL, call, reply, m, timeout_usec);

@@ -55,6 +55,7 @@ int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *err
 	Room *room = NULL;
 	int r;
 
+	(void)sd_bus_message_sensitive(message); /* it has the key */
 	r = cookie_read(message, &prepare_cookie, peer_features, &p, &err);
 	if (r >= 0)
 		r = target_admit(c, &p, &def, &room, &err);

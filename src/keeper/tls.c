@@ -39,7 +39,7 @@ static int write_for(const struct passwd *user, const char *dir, const char *nam
 	_cleanup_free_ char *path = xasprintf("%s/%s", dir, name);
 	int r = file_write(path, text, strlen(text), 0400, false);
 
-	return r == 0 && chown(path, user->pw_uid, user->pw_gid) < 0 ? -errno : r;
+	return r == 0 && lchown(path, user->pw_uid, user->pw_gid) < 0 ? -errno : r;
 }
 
 int tls_object(Keeper *k, const char *id, const char *psk, const char *endpoint, json_object **ret, Error **err)
@@ -52,13 +52,12 @@ int tls_object(Keeper *k, const char *id, const char *psk, const char *endpoint,
 
 	if (!user)
 		return error_set(err, -ENOENT, "user %s does not exist", k->conf->qemu_user);
-	r = dir_make(dir, 0700);
+	/* It stays ours: QEMU knows its name, may read what is in it, and can put nothing there for us to stumble over. */
+	r = dir_make(dir, 0711);
 	if (r == 0)
 		r = write_for(user, dir, "keys.psk", text);
 	if (r == 0 && !client)
 		r = write_for(user, dir, "dh-params.pem", dh_params);
-	if (r == 0 && chown(dir, user->pw_uid, user->pw_gid) < 0)
-		r = -errno;
 	explicit_bzero(text, strlen(text));
 	if (r < 0)
 		return error_set(err, r, "cannot write the migration's key to %s: %s", dir, strerror(-r));

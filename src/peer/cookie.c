@@ -264,7 +264,7 @@ void cookie_clear(const CookieTable *table, void *data)
 		void *at = (char *)data + table->fields[i].offset;
 
 		if (table->fields[i].type == COOKIE_STRING)
-			free(*(char **)at);
+			secret_free(*(char **)at); /* some are keys */
 		else if (table->fields[i].type == COOKIE_STRV)
 			strv_free(*(char ***)at);
 	}

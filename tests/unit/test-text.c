@@ -159,6 +159,19 @@ static void test_ids(void **state)
 	assert_true(text_equal_secret("", ""));
 }
 
+static void test_secrets(void **state)
+{
+	char key[] = "0123456789abcdef", nothing[sizeof(key)] = "";
+
+	(void)state;
+	secret_clear(key);
+	assert_memory_equal(key, nothing, sizeof(key));
+	secret_clear(key);
+	secret_clear(NULL);
+	secret_free(NULL);
+	secret_free(xstrdup("0123"));
+}
+
 static void test_clean(void **state)
 {
 	static const struct {
@@ -222,7 +235,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_parse_u64), cmocka_unit_test(test_parse_mark), cmocka_unit_test(test_parse_size), cmocka_unit_test(test_split_words),
-		cmocka_unit_test(test_vm_name),	  cmocka_unit_test(test_ids),	     cmocka_unit_test(test_clean),
+		cmocka_unit_test(test_vm_name),	  cmocka_unit_test(test_ids),	     cmocka_unit_test(test_clean), cmocka_unit_test(test_secrets),
 		cmocka_unit_test(test_strv),	  cmocka_unit_test(test_error),
 	};
 
