@@ -470,6 +470,7 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 					    .generation = k->generation,
 					    .incoming = incoming,
 					    .memfd = memfd,
+					    .disk_paths = incoming || k->arrived ? k->conf->receive.disk_paths : NULL,
 					    .lease = k->lease},
 			       &k->qemu, err);
 	if (r < 0)

@@ -226,6 +226,7 @@ int second_start(Upgrade *up, Error **err)
 					    .generation = up->fresh,
 					    .incoming = true,
 					    .memfd = memfd,
+					    .disk_paths = k->arrived && !up->to_definition ? k->conf->receive.disk_paths : NULL,
 					    .lease = k->lease},
 			       &process, err);
 	if (r < 0)

@@ -21,6 +21,7 @@
 #include "process.h"
 #include "tap.h"
 #include "unprivileged.h"
+#include "vm/host.h"
 
 #define LAUNCH_FDS_MAX (10 + VM_NICS_MAX + VM_DISKS_MAX)
 #define BOOT_ID_PATH "/proc/sys/kernel/random/boot_id"
@@ -230,7 +231,7 @@ static int open_plumbing(Launch *l, Error **err)
 }
 
 /* The same file to every QEMU: opened here, by root, with the flags that the image's cache mode asks for. */
-static int open_disk(const VmDisk *disk, Error **err)
+static int open_disk(const VmDisk *disk, char *const *paths, Error **err)
 {
 	bool direct = disk->cache == CACHE_NONE || disk->cache == CACHE_DIRECTSYNC;
 	int flags = (disk->readonly ? O_RDONLY : O_RDWR) | (direct ? O_DIRECT : 0);
@@ -248,6 +249,12 @@ static int open_disk(const VmDisk *disk, Error **err)
 	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
 		return error_set(err, -EINVAL, "disk %s: %s is neither a file nor a block device", disk->id,
 				 disk->file);
+	/* By now it may be a link to another file: who sent the VM may be able to write in that directory. */
+	if (!host_path_allowed(paths, fd)) {
+		error_set(err, -EPERM, "disk %s: %s leads out of the directories that disks may be in", disk->id, disk->file);
+		error_hint(err, "host.conf, receive { disk-paths }");
+		return -EPERM;
+	}
 	r = fd_nonblock(fd, false);
 	return r < 0 ? error_set(err, r, "disk %s: %s", disk->id, strerror(-r)) : TAKE_FD(fd);
 }
@@ -260,7 +267,7 @@ static int open_devices(Launch *l, Error **err)
 	if (def->n_disks > VM_DISKS_MAX || def->n_nics > VM_NICS_MAX)
 		return error_set(err, -E2BIG, "more than %d disks or %d network cards", VM_DISKS_MAX, VM_NICS_MAX);
 	for (size_t i = 0; i < def->n_disks; i++) {
-		fd = open_disk(&def->disks[i], err);
+		fd = open_disk(&def->disks[i], l->start->disk_paths, err);
 		if (fd < 0)
 			return fd;
 		launch_fd(l, fd, QEMU_FD_DISK + (int)i);

@@ -29,6 +29,7 @@ typedef struct QemuStart {
 	unsigned int generation;
 	bool incoming;		/* -incoming defer */
 	int memfd;		/* guest memory for MEMORY_SHARED and MEMORY_HUGE, else -1; stays the caller's */
+	char *const *disk_paths; /* disks are below one of these, wherever links lead; NULL: anywhere */
 	Lease *lease;		/* that QEMU is to hold, or NULL; stays the caller's */
 } QemuStart;
 

@@ -26,6 +26,11 @@ int unprivileged_look_up(const char *user, Unprivileged *ret, Error **err)
 			   user);
 		return r;
 	}
+	if (pw.pw_uid == 0) {
+		error_set(err, -EPERM, "user %s is root by another name: QEMU never runs as root", user);
+		error_hint(err, "name a user of its own in host.conf");
+		return -EPERM;
+	}
 	u.uid = pw.pw_uid;
 	u.gid = pw.pw_gid;
 	if (stat("/dev/kvm", &st) == 0 && st.st_gid != 0)

@@ -253,7 +253,8 @@ int conf_check_host_id(const char *value, char **ret, Error **err)
 
 int conf_check_user(const char *value, char **ret, Error **err)
 {
-	if (!simple_word(value, LETTERS DIGITS "-_.", 32) && value[0] != '_')
+	/* Those of services begin with an underscore on some systems. */
+	if (!simple_word(value[0] == '_' ? value + 1 : value, LETTERS DIGITS "-_.", 31))
 		return bad(err, value, "a user's name", "the name of an unprivileged user, like \"nobody\"");
 	if (streq(value, "root") || streq(value, "0"))
 		return bad(err, value, "unprivileged", "QEMU never runs as root: name a user of its own");

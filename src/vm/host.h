@@ -83,6 +83,13 @@ int host_policy_check(const HostConf *conf, const char *peer_id, const char *pee
 		      Error **err);
 
 /**
+ * host_path_allowed() - whether an open file lies below one of @dirs, `receive { disk-paths }`, wherever the path that it was
+ * opened by has led since host_policy_check(). proc(5), fd
+ * @dirs: NULL: any will do
+ */
+bool host_path_allowed(char *const *dirs, int fd);
+
+/**
  * host_check_resources() - whether this host has what the definition needs: bridges, disk files (openable, right kind),
  * kernel, initrd, firmware, the QEMU program
  *

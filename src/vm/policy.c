@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "basic/text.h"
 #include "host.h"
@@ -135,6 +136,19 @@ static bool below(const char *path, const char *directory)
 	const char *rest = real ? startswith(path, real) : NULL;
 
 	return rest && (streq(real, "/") || *rest == '/');
+}
+
+bool host_path_allowed(char *const *dirs, int fd)
+{
+	_cleanup_free_ char *link = xasprintf("/proc/self/fd/%d", fd);
+	char real[PATH_MAX];
+	ssize_t n = dirs ? readlink(link, real, sizeof(real) - 1) : 0;
+
+	real[n > 0 ? n : 0] = '\0';
+	for (size_t i = 0; dirs && dirs[i]; i++)
+		if (below(real, dirs[i]))
+			return true;
+	return !dirs;
 }
 
 static int check_path(const Policy *p, const char *what, const char *path)

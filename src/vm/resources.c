@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "basic/fd.h"
@@ -20,6 +21,8 @@
 #include "host.h"
 
 /* Whether this host has what a definition needs. Nothing is changed, and nothing is kept but a promise of memory. */
+
+#define GROUPS_MAX 256
 
 typedef struct Need {
 	const HostConf *conf;
@@ -96,13 +99,18 @@ static int check_disks(const Need *need)
 	return r;
 }
 
-/* Opens a file with the rights of @user. setfsuid(2) changes them for this thread only, and drops what root may read.
+/*
+ * Opens a file with the rights of @user. setfsuid(2) changes them for this thread only, and drops what root may read; so
+ * does setgroups(2) itself, without glibc, which would tell other threads. Our groups are not QEMU's.
  */
 static int open_as(const char *user, const char *path)
 {
 	const struct passwd *who = geteuid() == 0 ? getpwnam(user) : NULL;
-	int fd, code;
+	gid_t groups[GROUPS_MAX];
+	int fd, code, n = who ? getgroups(GROUPS_MAX, groups) : -1;
 
+	if (n >= 0)
+		(void)syscall(SYS_setgroups, 0, NULL);
 	if (who) {
 		setfsgid(who->pw_gid);
 		setfsuid(who->pw_uid);
@@ -113,6 +121,8 @@ static int open_as(const char *user, const char *path)
 		setfsuid(geteuid());
 		setfsgid(getegid());
 	}
+	if (n >= 0)
+		(void)syscall(SYS_setgroups, n, groups);
 	return code;
 }
 

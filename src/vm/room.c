@@ -19,7 +19,7 @@
 #define NAMED_MAX 4
 
 struct Room {
-	int host, fd;  /* the runtime directory, locked while someone looks; and the VM's in it */
+	int host, fd;	/* the runtime directory, locked while someone looks; and the VM's in it */
 	uint64_t bytes; /* promised */
 	off_t mib;	/* of them not yet in use */
 };
@@ -160,7 +160,8 @@ static uint64_t room_in(const char *dir)
 
 char *room_own_cgroup(pid_t pid)
 {
-	_cleanup_free_ char *file = pid ? xasprintf("/proc/%d/cgroup", (int)pid) : xstrdup("/proc/self/cgroup"), *text = NULL;
+	_cleanup_free_ char *file = pid ? xasprintf("/proc/%d/cgroup", (int)pid) : xstrdup("/proc/self/cgroup"),
+			    *text = NULL;
 	const char *line, *path;
 
 	if (file_read(file, FIGURE_MAX, &text, NULL) < 0)

@@ -357,6 +357,8 @@ def test_room_for_one_at_a_time(bed):
         seen = []
 
         def meanwhile(word=""):
+            [key] = bed.b.runtime.glob(f"{one}/qemu.*/tls-*")  # a directory in which QEMU can put nothing
+            assert key.stat().st_uid == 0 and key.stat().st_mode & 0o777 == 0o711, key.stat()
             refused(bed, words, "try again", vm=other, to=destination, phase="Prepare")
             seen.append(word)
             return word
@@ -371,6 +373,28 @@ def test_room_for_one_at_a_time(bed):
             injector.close()
         bed.a.migrate(other, destination)
         assert {bed.b.status(name)["state"] for name in (one, other)} == {"running"}
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+def test_disk_that_leads_out_later(bed, images):
+    """A link that leads somewhere else between the check and the start: what QEMU would get is what counts."""
+    outside, link = bed.dir / "outside.img", images / "link.img"
+    outside.write_bytes(bytes(1 << 20))
+    link.symlink_to(images / "a.img")
+
+    def lead_out():
+        link.unlink()
+        link.symlink_to(outside)
+
+    with disk_vm(bed, images, file=link, shared=True), host_conf(bed.b, receive(disk_paths=[images])):
+        injector = Injector([bed.b])
+        try:
+            injector.begin({(bed.b, "START_QEMU", "before"): lead_out})
+            refused(bed, ["disk d0", "leads out of"], "disk-paths", vm="store", phase="Prepare", check=False)
+            assert injector.struck
+        finally:
+            injector.close()
+    outside.unlink()
 
 
 @pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")

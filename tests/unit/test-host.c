@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -123,6 +124,8 @@ static void test_bad(void **state)
 		{"remote-command = \"\"", "1: remote-command: ", NULL},
 		{"remote-command = \"vmferry 'receive\"", "1: remote-command: ", NULL},
 		{"qemu-user = root", "1: qemu-user: ", "never runs as root"},
+		{"qemu-user = \"_\"", "1: qemu-user: ", NULL},
+		{"qemu-user = \"_a/../b\"", "1: qemu-user: ", NULL},
 		{"receive { prefixes = { \"10.0.0.1/24\" } }", "1: receive: prefixes: ", "10.0.0.0/24"},
 		{"receive { prefixes = { \"10.0.0.0\" } }", "1: receive: prefixes: ", NULL},
 		{"receive { prefixes = { \"10.0.0.0/33\" } }", "1: receive: prefixes: ", NULL},
@@ -305,6 +308,36 @@ static void test_policy(void **state)
 	assert_int_equal(dir_remove(base), 0);
 }
 
+/* A path may lead elsewhere when it is opened: what counts is the file that was. */
+static void test_policy_opened(void **state)
+{
+	_cleanup_free_ char *base = xasprintf("/tmp/vmferry-test-host.%d", (int)getpid()),
+			    *inside = xasprintf("%s/ok/k", base), *outside = xasprintf("%s/ok2/k", base),
+			    *link = xasprintf("%s/ok/link", base), *dir = xasprintf("%s/ok", base);
+	char *dirs[] = {dir, NULL}, *none[] = {NULL};
+	int fd;
+	(void)state;
+
+	dir_remove(base);
+	make_tree(base);
+	assert_int_equal(file_write(outside, "x", 1, 0600, false), 0);
+	assert_int_equal(symlink(inside, link), 0);
+	fd = open(link, O_RDONLY | O_CLOEXEC);
+	assert_true(fd >= 0);
+	assert_true(host_path_allowed(NULL, fd));
+	assert_true(host_path_allowed(dirs, fd));
+	assert_false(host_path_allowed(none, fd));
+	close(fd);
+	assert_int_equal(unlink(link), 0);
+	assert_int_equal(symlink(outside, link), 0);
+	fd = open(link, O_RDONLY | O_CLOEXEC);
+	assert_true(fd >= 0);
+	assert_false(host_path_allowed(dirs, fd));
+	assert_true(host_path_allowed(NULL, fd));
+	close(fd);
+	assert_int_equal(dir_remove(base), 0);
+}
+
 /* What a peer says of itself is printed only clean. */
 static void test_policy_hostile_name(void **state)
 {
@@ -347,9 +380,10 @@ static void test_resources(void **state)
 		{"binary = true kernel = \"@/ok/none\"", -ENOENT, "kernel: user nobody cannot open"},
 		{"binary = true kernel = \"@/ok/k\" initrd = \"@/ok/sub\"", -EINVAL, "initrd: "},
 		{"binary = true firmware = \"@/ok2/secret\"", -EACCES, "firmware: user nobody cannot open"},
+		{"binary = true firmware = \"@/ok2/group\"", -EACCES, "firmware: user nobody cannot open"},
 	};
 	_cleanup_free_ char *base = xasprintf("/tmp/vmferry-test-host.%d", (int)getpid()),
-			    *secret = xasprintf("%s/ok2/secret", base);
+			    *secret = xasprintf("%s/ok2/secret", base), *group = xasprintf("%s/ok2/group", base);
 	_cleanup_(host_conf_freep)
 	HostConf *conf = parse_host(ID);
 	(void)state;
@@ -357,6 +391,7 @@ static void test_resources(void **state)
 	dir_remove(base);
 	make_tree(base);
 	assert_int_equal(file_write(secret, "x", 1, 0600, false), 0);
+	assert_int_equal(file_write(group, "x", 1, 0640, false), 0); /* root's group is not QEMU's */
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
 		_cleanup_free_ char *body = replace_at(rows[i].vm, base), *text = xasprintf("memory = 16M %s", body);
 		_cleanup_(vm_definition_freep)
@@ -479,6 +514,7 @@ int main(void)
 		cmocka_unit_test(test_bad),
 		cmocka_unit_test(test_policy),
 		cmocka_unit_test(test_policy_hostile_name),
+		cmocka_unit_test(test_policy_opened),
 		cmocka_unit_test(test_resources),
 		cmocka_unit_test(test_resources_memory),
 		cmocka_unit_test(test_resources_promised),
