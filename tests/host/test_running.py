@@ -112,6 +112,7 @@ def test_watch_status_and_second_migration(bed, home, probe):
     here, there = home
     mover = slow(home)
     watcher = here.popen("vmferry", "watch", "web1", "--json", stdout=subprocess.PIPE, text=True)
+    assert json.loads(watcher.stdout.readline())["phase"] == "Perform"
     migration = here.status("web1")["migration"]
     assert migration["phase"] == "Perform" and migration["transport"] == "tcp" and migration["total"] >= 0
     again = here.vmferry("migrate", "web1", there.exec_destination(), check=False)

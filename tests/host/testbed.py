@@ -101,9 +101,10 @@ def wait_file(path, text, limit=LIMIT):
             found = path.read_text(errors="replace") if path.exists() else "(no file)"
             if text in found:
                 return found
-            if not select.select([notify], [], [], max(0, end - time.monotonic()))[0]:
+            if select.select([notify], [], [], 1)[0]:  # a directory that is made anew says nothing
+                os.read(notify, 65536)
+            if time.monotonic() > end:
                 raise TimeoutError(f"no {text!r} in {path}:\n{found[-2000:]}")
-            os.read(notify, 65536)
     finally:
         os.close(notify)
 
