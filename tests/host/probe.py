@@ -177,6 +177,7 @@ class Hold(Stream):
     def start(self, count=100):
         self.sockets = [self.connect(socket.SOCK_STREAM, ECHO) for _ in range(int(count))]
         self.answered, self.dead, self.round = set(), {}, 0
+        self.owed = {s: b"" for s in self.sockets}  # what is still to come back; of an earlier check, too
         for s in self.sockets:
             self.watch(s)
 
@@ -186,6 +187,7 @@ class Hold(Stream):
         for s in self.sockets:
             try:
                 s.send(b"%08d" % self.round)
+                self.owed[s] += b"%08d" % self.round
             except OSError as e:
                 self.dead[s] = errno.errorcode[e.errno]
 
@@ -195,9 +197,11 @@ class Hold(Stream):
     def ready(self, s):
         try:
             data = s.recv(64)
-            if data == b"%08d" % self.round:
-                self.answered.add(s)
-                self.arrived()
+            if data and self.owed[s].startswith(data):
+                self.owed[s] = self.owed[s][len(data):]
+                if not self.owed[s]:
+                    self.answered.add(s)
+                    self.arrived()
                 return
             self.dead[s] = "wrong answer" if data else "closed by the guest"
         except BlockingIOError:

@@ -3,11 +3,12 @@
 
 import os
 import pathlib
+import signal
 import socket
 
 import pytest
 from rawqemu import RawQemu, migrate
-from testbed import Guest, Testbed
+from testbed import LIMIT, Guest, Testbed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 STREAMS = ["bulk,10.0.0.5,pace=20000000", "ping,10.0.0.5", "ping,fd00::5", "udp,10.0.0.5", "udp,fd00::5", "hold,10.0.0.5,count=50"]
@@ -32,6 +33,16 @@ def test_firewall_drops_what_it_has_not_seen_begin(bed, guest):
     with bed.probe("ping,10.0.0.5", "ping,fd00::5") as probe:
         bed.a.run("conntrack", "-F")
         assert [s["alive"] for s in probe.check(1)] == [False, False]
+
+
+def test_late_answer_is_one(bed, guest):
+    """What comes too late for one check is not the end of the connection."""
+    with bed.probe("ping,10.0.0.5", "hold,10.0.0.5,count=5") as probe:
+        os.kill(guest.process.pid, signal.SIGSTOP)
+        probe.check(0.1)  # an answer may have been on its way
+        assert not any(s["alive"] for s in probe.check(0.1))
+        os.kill(guest.process.pid, signal.SIGCONT)
+        probe.assert_alive(LIMIT)
 
 
 def test_migration_without_connection_table_kills_tcp(bed, guest):
