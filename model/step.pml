@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The engine's steps, where the world is known: what each fact (fact_NAME) and action (do_NAME) is, which actions may_fail(a),
- * and which cannot(a) be done now. rows.pml is generated from src/move/rows.h, and gives pick(): the row for (state, event,
+ * which cannot(a) be done now, and what it means to leave_state(). rows.pml is generated from src/move/rows.h, and gives pick(): the row for (state, event,
  * facts), and act(): one action of it.
  *
  * One atomic step of a keeper is one event and the first action of its row; each further action is a step of its own, so
@@ -36,6 +36,10 @@ inline find_row()
 				:: go
 				:: else ->
 					e = (then[h] != state[h] && has_enter(then[h]) -> EV_ENTER : NO_EVENT);
+					if
+					:: then[h] != state[h] -> leave_state()
+					:: else
+					fi;
 					late[h] = 0;
 					state[h] = then[h];
 					then[h] = 0
@@ -55,7 +59,12 @@ inline do_action()
 		if
 		:: todo[h] != 0
 		:: else ->
-			urgent[h] = (then[h] != state[h] && has_enter(then[h]) -> EV_ENTER : NO_EVENT);
+			if
+			:: then[h] != state[h] ->
+				leave_state();
+				urgent[h] = (has_enter(then[h]) -> EV_ENTER : NO_EVENT)
+			:: else
+			fi;
 			late[h] = 0;
 			state[h] = then[h];
 			then[h] = 0

@@ -395,6 +395,8 @@ inline keeper_knows()
 	fi
 }
 
+inline leave_state() { skip }
+
 #include "step.pml"
 
 proctype host(bit h)

@@ -125,6 +125,15 @@ bool data[2], sent[2], told[2]; /* the data stream; all of QEMU's state is on it
 #define NOBODY 2
 byte holder = 0, last_holder = 0;
 byte generation = 1, offered[2]; /* as COMMIT and Finish say it */
+/*
+ * What a keeper's worker is at with it; and what one is at that was given up, with its state or its keeper: that may still
+ * come true, or not. The next worker does nothing before that is over.
+ */
+#define L_RELEASE 1
+#define L_TAKE 2
+#define L_TAKE_BACK 3
+#define L_RETAKE 4
+byte asks[2], given_up[2];
 
 byte attempts;
 byte pauses; /* 0: nobody has paused the guest, 1: a person has, 2: and it was started anew since */
@@ -267,9 +276,33 @@ inline do_JOURNAL_COMMIT()
 
 /* It goes with the last process that has it: a keeper that has nothing to do leaves, a QEMU has it while it lives. */
 #define drop_lease() holder = (holder == h && qemu[h] == Q_NONE -> NOBODY : holder)
-inline do_RELEASE_LEASE() { holder = (holder == h -> NOBODY : holder) }
+inline ask(what)
+{
+	if
+	:: LEASE -> asks[h] = what
+	:: else -> urgent[h] = EV_LEASE_DONE
+	fi
+}
+
+inline give_up()
+{
+	given_up[h] = (given_up[h] == 0 -> asks[h] : given_up[h]);
+	asks[h] = 0
+}
+
+inline leave_state() { give_up() }
+
+inline do_RELEASE_LEASE()
+{
+	if
+	:: holder == h -> ask(L_RELEASE)
+	:: else -> urgent[h] = EV_LEASE_DONE
+	fi
+}
 inline do_SEND_FINISH() { tell(M_FINISH) }
 inline do_SEND_OUTCOME() { tell(M_OUTCOME) }
+
+inline do_REACH() { do_RECONNECT() }
 
 inline do_RECONNECT()
 {
@@ -290,27 +323,64 @@ inline take_lease()
  * Compare and swap: the target takes what was offered and nothing else; the source, what nobody has had since, or what
  * it likes when it has no guest in memory that could be behind.
  */
-#define lease_is_ours(host) (holder == host || (holder == NOBODY && last_holder == host))
-#define lease_can_be_had                                                                                               \
-	(!LEASE || (is_target(h) -> (holder == NOBODY && generation == offered[peer])                                  \
-			: (lease_is_ours(h) ||                                                                 \
-			   (holder == NOBODY && (generation == offered[h] + 1 || qemu[h] == Q_NONE)))))
+#define lease_is_ours(host) (last_holder == host && (holder == host || holder == NOBODY))
+#define lease_is_free(host) (holder == host || holder == NOBODY)
+#define lease_can_be_had(what)                                                                                         \
+	(what == L_TAKE -> holder == NOBODY && generation == offered[peer]                                             \
+	 : (lease_is_ours(h) || what == L_TAKE_BACK && lease_is_free(h) &&                                             \
+					(generation == offered[h] + 1 || qemu[h] == Q_NONE)))
+
+inline acquire()
+{
+	if
+	:: LEASE && (holder != h || last_holder != h) -> take_lease()
+	:: else
+	fi
+}
+
 inline do_ACQUIRE_LEASE()
 {
 	if
-	:: LEASE && holder != h -> take_lease()
-	:: else
-	fi;
-	if
-	:: !is_target(h) -> drop_lease() /* without a QEMU: what the target could have taken it with is used up, that is all */
-	:: else
+	:: holder == h && last_holder == h && (!given_up[h] || SEED_UNSTOPPED) -> urgent[h] = EV_LEASE_DONE
+	:: else -> ask((is_target(h) -> L_TAKE : L_TAKE_BACK))
 	fi
 }
 
 #define lease_is_lost(host) (LEASE && state[host] == S_DOUBT && last_holder != host)
 /* In doubt it decides, if nobody can have had it since. */
-#define lease_can_be_retaken (LEASE && lease_is_ours(h))
-inline do_RETAKE_LEASE() { do_ACQUIRE_LEASE() }
+inline do_RETAKE_LEASE() { ask(L_RETAKE) }
+
+/* What the worker is at is done, or cannot be. */
+inline lease_answers()
+{
+	if
+	:: asks[h] == L_RELEASE ->
+		holder = (holder == h -> NOBODY : holder);
+		e = EV_LEASE_DONE
+	:: asks[h] != L_RELEASE && (lease_can_be_had(asks[h]) || SEED_TAKE_ANY && asks[h] == L_TAKE_BACK && lease_is_free(h)) ->
+		acquire();
+		e = EV_LEASE_DONE
+	:: else -> e = EV_LEASE_FAILED
+	fi;
+	if
+	:: is_source(h) -> drop_lease() /* without a QEMU: what the target could have taken it with is used up, that is all */
+	:: else
+	fi;
+	asks[h] = 0
+}
+
+/* What nobody waits for any more comes true. It was allowed, and has had the lock since. */
+inline lease_comes_late()
+{
+	if
+	:: given_up[h] == L_RELEASE -> holder = (holder == h -> NOBODY : holder)
+	:: given_up[h] != L_RELEASE && lease_can_be_had(given_up[h]) -> acquire()
+	:: else
+	fi;
+	drop_lease();
+	given_up[h] = 0
+}
+
 inline do_JOURNAL_OWNER() { REC(h, id[h]) = R_OWNER }
 inline do_RESUME() { sent_cont[h] = qemu[h] == Q_POST || qemu[h] == Q_RUNS && halted[h] }
 inline do_JOURNAL_GONE() { REC(h, id[h]) = R_GONE }
@@ -470,10 +540,10 @@ inline do_END()
 #define may_fail(a)                                                                                                    \
 	(a == DO_CONNECT || a == DO_HELLO || a == DO_PROVE || a == DO_SEND_PREPARE || a == DO_OPEN_DATA ||             \
 	 a == DO_PREALLOCATE || a == DO_START_QEMU || a == DO_ARM_GATE || a == DO_PREPARE_REPLY || a == DO_JOURNAL_COMMIT ||               \
-	 a == DO_JOURNAL_OWNER || a == DO_JOURNAL_GONE || a == DO_JOURNAL_COMMITTED || (LEASE && a == DO_RELEASE_LEASE) ||  \
+	 a == DO_JOURNAL_OWNER || a == DO_JOURNAL_GONE || a == DO_JOURNAL_COMMITTED ||  \
 	 a == DO_JOURNAL_ABORTED && REC(h, id[h]) == R_COMMITTED)
 
-#define cannot(a) (a == DO_ACQUIRE_LEASE && !lease_can_be_had || a == DO_RETAKE_LEASE && !lease_can_be_retaken)
+#define cannot(a) false
 
 /* ---- keepers come and go ---- */
 
@@ -496,6 +566,7 @@ inline keeper_dies()
 	viewers[h] = 0;
 	held[h] = 0;
 	sent_stop[h] = 0;
+	give_up();
 	drop_lease();
 	close_link();
 	break_link_of(peer)
@@ -525,7 +596,8 @@ inline host_dies()
 	qemu_dies();
 	note[h] = 0;
 	id[h] = 0;
-	told[h] = 0
+	told[h] = 0;
+	given_up[h] = 0
 }
 
 /* keeper.c's begin() and recover.c: from the journal, the note and QEMU. */
@@ -760,10 +832,24 @@ end:
 		:: ready(h) && state[h] == T_GATE && !gate[h] ->
 			gate[h] = 1;
 			e = EV_GATE_OVER
-		:: LEASE && ready(h) && state[h] == S_DOUBT && (lease_is_ours(h) || SEED_TAKE_ANY && lease_can_be_had) ->
+		:: LEASE && ready(h) && state[h] == S_DOUBT && (lease_is_ours(h) || SEED_TAKE_ANY && lease_can_be_had(L_TAKE_BACK)) ->
 			e = EV_LEASE /* a look that finds it elsewhere changes nothing */
+		/* the lease's storage */
+		:: ready(h) && asks[h] && !given_up[h] ->
+			if
+			:: d_step { lease_answers() }
+			:: fault ->
+				faults++;
+				asks[h] = 0;
+				e = EV_LEASE_FAILED
+			fi
+		:: given_up[h] ->
+			if
+			:: d_step { lease_comes_late() }
+			:: given_up[h] = 0
+			fi
 		/* the link it has made */
-		:: ready(h) && connecting[h] && up[peer] ->
+		:: ready(h) && connecting[h] && up[peer] && state[h] != S_RETAKE ->
 			connecting[h] = 0;
 			link[h] = 1;
 			link_id[h] = id[h];
@@ -820,13 +906,13 @@ end:
 			state[h] = S_IDLE;
 			e = EV_MIGRATE
 		:: !OFFLINE && ready(h) && !active(h) && qemu[h] == Q_NONE && !dead[h] && (owner(h) || SEED_START) &&
-			(!LEASE || holder == h || holder == NOBODY) ->
+			(!LEASE || lease_is_free(h) && !given_up[h]) ->
 			d_step {
 				qemu[h] = Q_RUNS;
 				halted[h] = 0;
 				pauses = (paused -> 2 : pauses);
 				stale[h] = 0;
-				do_ACQUIRE_LEASE()
+				acquire()
 			}
 		:: PAUSED && pauses == 0 && ready(h) && (qemu[h] == Q_RUNS || qemu[h] == Q_MOVING) && !sent_stop[h] && !sent_cont[h] &&
 			(!active(h) && owner(h) || state[h] >= S_CONNECT && state[h] <= S_PERFORM) ->
@@ -842,10 +928,10 @@ end:
 			cancelled[h] = 1;
 			e = EV_CANCEL
 		/* the operator's word, once: only what is true, from the other host's journal and its QEMU */
-		:: ready(h) && !assumed && state[h] == S_DOUBT && REC(peer, id[h]) == R_COMMITTED && runs(peer) ->
+		:: ready(h) && !assumed && (state[h] == S_DOUBT || state[h] == S_RETAKE) && REC(peer, id[h]) == R_COMMITTED && runs(peer) ->
 			assumed = 1;
 			e = EV_ASSUME_THERE
-		:: ready(h) && state[h] == S_DOUBT &&
+		:: ready(h) && (state[h] == S_DOUBT || state[h] == S_RETAKE) &&
 			(!assumed && REC(peer, id[h]) == R_ABORTED && qemu[peer] == Q_NONE ||
 			 gone[peer] && !(assumed && lease_is_lost(h))) ->
 			assumed = 1;

@@ -160,22 +160,28 @@ static void tell_in_doubt(Move *m)
 	json_object_put(result);
 }
 
-static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
+int do_reach(Move *m)
 {
-	Move *m = userdata;
 	_cleanup_error_ Error *err = NULL;
 
-	(void)usec;
-	m->retry_timer = sd_event_source_disable_unref(source);
-	if (m->state == MOVE_S_DOUBT && m->lease_generation)
-		move_event(m, MOVE_EV_LEASE);
-	if (m->state != MOVE_S_DOUBT)
-		return 0;
 	tell_in_doubt(m);
 	if (source_connect(m, &err) < 0) {
 		log_info("in doubt: %s", err->message);
 		(void)do_reconnect(m);
 	}
+	return 0;
+}
+
+static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	Move *m = userdata;
+
+	(void)usec;
+	m->retry_timer = sd_event_source_disable_unref(source);
+	if (m->state == MOVE_S_DOUBT && m->lease_generation && !(m->facts & MOVE_FACT_OFFLINE))
+		move_event(m, MOVE_EV_LEASE);
+	else if (m->state == MOVE_S_DOUBT)
+		(void)do_reach(m);
 	return 0;
 }
 

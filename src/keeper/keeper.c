@@ -204,6 +204,7 @@ static void restart_now(Keeper *k)
 
 	log_info("the keeper restarts: %s", program);
 	control_close(k);
+	keeper_lease_forget(k);
 	execv(program, argv);
 	log_error("cannot run %s: %m", program);
 	raise(SIGKILL); /* a keeper that dies is started again; one that ends is not */

@@ -73,6 +73,7 @@ typedef struct Keeper Keeper;
 typedef struct Move Move;
 typedef struct Data Data;
 typedef struct Stats Stats;
+typedef struct Worker Worker;
 
 /* A control call that is answered later. */
 typedef enum WaitFor { WAIT_OFF, WAIT_PAUSED, WAIT_RUNNING, WAIT_CANCEL } WaitFor;
@@ -148,7 +149,10 @@ struct Keeper {
 	/* lease.c */
 	Lease *lease; /* NULL: none, or no QEMU */
 	Error *lease_error; /* it was lost while no keeper was there */
-	sd_event_source *lease_io, *lease_timer;
+	Worker *lease_worker; /* does what is done with it; NULL as above */
+	bool lease_releasing; /* it is giving it back just now */
+	bool lease_silent;    /* its storage does not answer */
+	sd_event_source *lease_timer;
 
 	/* doors */
 	int control_fd, peer_fd;
@@ -280,8 +284,21 @@ void machine_sweep(Keeper *k);
  * Return: 0 or negative errno with @err set: then keeper_lease_drop() it.
  */
 int keeper_lease_open(Keeper *k, bool take, Error **err);
+/** keeper_lease_started() - k->qemu runs: the lease is its own from here on. Return: 0 or negative errno with @err set */
+int keeper_lease_started(Keeper *k, Error **err);
+/** keeper_lease_follow(), _ended(), _share(), _own() - as lease_follow() ... say; the first one does not wait */
+void keeper_lease_follow(Keeper *k);
+void keeper_lease_ended(Keeper *k);
+int keeper_lease_share(Keeper *k, pid_t other, Error **err);
+int keeper_lease_own(Keeper *k, pid_t other, Error **err);
 /** keeper_lease_adopt() - the lease of a QEMU that was found alive; k->lease_error tells if it is lost */
 void keeper_lease_adopt(Keeper *k);
+/** keeper_lease_answers() - whether its storage did when it was last asked. Return: 0, or -ETIMEDOUT with @err set */
+int keeper_lease_answers(const Keeper *k, Error **err);
+/** keeper_lease_retake() - hold it (still), if nobody else has had it. Return: 0 or negative errno with @err set */
+int keeper_lease_retake(Keeper *k, Error **err);
+/** keeper_lease_check() - whether what we hold is still ours. Return: 0 or negative errno with @err set */
+int keeper_lease_check(Keeper *k, Error **err);
 /** keeper_lease_lost() - somebody else may have it: kill the guest, or pause it; @err is taken over */
 void keeper_lease_lost(Keeper *k, Error *err);
 /** keeper_lease_explain() - QEMU ended by itself: if who manages the lease has killed it, say so */

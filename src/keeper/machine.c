@@ -475,7 +475,7 @@ int machine_start(Keeper *k, bool incoming, Error **err)
 			       &k->qemu, err);
 	if (r < 0)
 		return not_started(k, r);
-	r = k->lease ? lease_started(k->lease, k->qemu->pid, err) : 0;
+	r = keeper_lease_started(k, err);
 	if (r >= 0)
 		r = machine_connect(k, err);
 	if (r < 0) {

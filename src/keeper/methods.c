@@ -335,7 +335,7 @@ static int on_recover(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	r = sd_bus_message_read(m, "s", &assume);
 	if (r < 0)
 		return r;
-	if (k->move->state != MOVE_S_DOUBT && k->move->state != MOVE_S_WAIT)
+	if (k->move->state != MOVE_S_DOUBT && k->move->state != MOVE_S_RETAKE && k->move->state != MOVE_S_WAIT)
 		return refuse(error, "Failed", "nothing is in doubt here");
 	if (streq(assume, "runs-there") || streq(assume, "runs-nowhere")) {
 		log_warning("a person says: %s", assume);

@@ -26,6 +26,7 @@ static const MoveDo actions[] = {
 	[MOVE_DO_RELEASE_LEASE] = do_release_lease,
 	[MOVE_DO_SEND_FINISH] = do_send_finish,
 	[MOVE_DO_RECONNECT] = do_reconnect,
+	[MOVE_DO_REACH] = do_reach,
 	[MOVE_DO_DROP_LINK] = do_drop_link,
 	[MOVE_DO_SEND_OUTCOME] = do_send_outcome,
 	[MOVE_DO_ACQUIRE_LEASE] = do_acquire_lease,
@@ -186,6 +187,8 @@ static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 
 	(void)usec;
 	m->deadline = sd_event_source_disable_unref(source);
+	if (move_lease_late(m, &err))
+		move_error(m, TAKE_PTR(err));
 	if (m->state == MOVE_S_HOLD && !(m->facts & MOVE_FACT_TARGET_ACTIVE))
 		perform_silent(m, &err);
 	error_set(&err, -ETIMEDOUT, "%s within %.1f s", what, (double)deadline_usec(m) / (double)USEC_PER_SEC);
@@ -248,6 +251,7 @@ static void set_state(Move *m, MoveState next)
 		return;
 	log_debug("migration: %s -> %s", move_state_name(m->state), move_state_name(next));
 	note_phase(m, next);
+	move_lease_leave(m);
 	m->state = next;
 	viewers_look(m->k);
 	arm_deadline(m);
@@ -287,6 +291,12 @@ static void assert_legal(const Move *m, MoveAction action)
 			assert((move_is_target(m) ? legal[i].target : legal[i].source) & 1U << kind);
 }
 
+/* An event says when it is done. */
+static bool goes_on(MoveAction action)
+{
+	return action == MOVE_DO_RELEASE_LEASE || action == MOVE_DO_ACQUIRE_LEASE || action == MOVE_DO_RETAKE_LEASE;
+}
+
 static int run_actions(Move *m, const MoveRow *row)
 {
 	for (size_t i = 0; i < MOVE_ROW_ACTIONS && row->actions[i] != MOVE_DO_NOTHING; i++) {
@@ -297,9 +307,12 @@ static int run_actions(Move *m, const MoveRow *row)
 		r = fault_point(m, row->actions[i], true);
 		if (r >= 0)
 			r = actions[row->actions[i]](m);
-		if (r < 0)
+		if (r < 0 && goes_on(row->actions[i]))
+			move_event(m, MOVE_EV_LEASE_FAILED);
+		else if (r < 0)
 			return r;
-		(void)fault_point(m, row->actions[i], false);
+		else if (!goes_on(row->actions[i]))
+			(void)fault_point(m, row->actions[i], false);
 	}
 	return 0;
 }

@@ -91,6 +91,7 @@ struct Move {
 	unsigned int reconnects;
 	unsigned int retries; /* of an action that failed */
 	uint64_t lease_generation; /* at which the source gives the lease up; 0: there is none */
+	MoveAction lease_action; /* that the lease's worker is at, or NOTHING */
 	sd_event_source *retry_timer;
 	uint64_t ram_total, ram_transferred, ram_remaining, dirty_rate, rate, predicted_pause_ms;
 	uint64_t progress_at, progress_transferred;
@@ -338,6 +339,7 @@ int vm_select(const VmDefinition *def, CtSelect **ret, Error **err);
 int do_journal_commit(Move *m);
 int do_send_finish(Move *m);
 int do_reconnect(Move *m);
+int do_reach(Move *m);
 int do_drop_link(Move *m);
 int do_send_outcome(Move *m);
 int do_journal_owner(Move *m);
@@ -357,6 +359,10 @@ void confirm_qemu_gone(Move *m);
 int do_release_lease(Move *m);
 int do_acquire_lease(Move *m);
 int do_retake_lease(Move *m);
+/** move_lease_leave() - the state is left: what is not done with the lease by now does not count */
+void move_lease_leave(Move *m);
+/** move_lease_late() - whether this is what is waited for. Return: then @err is set */
+bool move_lease_late(const Move *m, Error **err);
 /**
  * keeper_lease_admit() - whether the lease of a VM that wants to come can be handed over to this host
  *

@@ -86,7 +86,7 @@ static const char *guest_where(const Move *m)
 {
 	const Keeper *k = m->k;
 
-	if (m->state == MOVE_S_DOUBT || m->state == MOVE_S_WAIT)
+	if (m->state == MOVE_S_DOUBT || m->state == MOVE_S_RETAKE || m->state == MOVE_S_WAIT)
 		return "unknown";
 	if (m->facts & MOVE_FACT_OFFLINE)
 		return "shut off";

@@ -115,8 +115,7 @@ int do_commit_save(Move *m)
 int do_kill_saved(Move *m)
 {
 	m->up->load_watch = sd_event_source_disable_unref(m->up->load_watch);
-	if (m->k->lease) /* the next one is to have it */
-		lease_ended(m->k->lease);
+	keeper_lease_ended(m->k); /* the next one is to have it */
 	machine_kill(m->k);
 	return 0;
 }
@@ -135,19 +134,17 @@ static void swap_definitions(Upgrade *up)
 static int take_lease(Upgrade *up, Error **err)
 {
 	Keeper *k = up->m->k;
-	LeaseAccept ours;
 	int r = 0;
 
 	if (k->def->lease == LEASE_NONE)
 		return 0;
 	if (k->lease)
-		lease_ended(k->lease); /* its QEMU may have gone by itself */
+		keeper_lease_ended(k); /* its QEMU may have gone by itself */
 	else
 		r = keeper_lease_open(k, false, err);
 	if (r < 0 || !up->saved->lease)
 		return r;
-	ours = (LeaseAccept){lease_holder(k->lease), 0};
-	return lease_acquire(k->lease, &ours, 1, err);
+	return keeper_lease_retake(k, err);
 }
 
 int do_start_fill(Move *m)
@@ -240,7 +237,7 @@ static int check_lease(const Upgrade *up, Error **err)
 
 	if (!up->saved->lease)
 		return 0;
-	return lease && lease_held(lease) ? lease_check(lease, err) : error_set(err, -ENOLCK, "the lease is lost");
+	return lease && lease_held(lease) ? keeper_lease_check(up->m->k, err) : error_set(err, -ENOLCK, "the lease is lost");
 }
 
 /* The last moment at which the file is good for anything: from here on the guest may run. */

@@ -262,8 +262,7 @@ void second_change_over(Upgrade *up)
 	viewers_open(k, TAKE_FD(up->viewers_fd));
 	(void)second_watch(up, machine_take_over(k, TAKE_PTR(up->other), TAKE_PTR(up->qmp)));
 	up->other_killed = up->changed_over = true;
-	if (k->lease)
-		lease_follow(k->lease, k->qemu->pid);
+	keeper_lease_follow(k);
 	up->killed = now_usec();
 	free(k->qemu_version);
 	k->qemu_version = up->to_version ? xstrdup(up->to_version) : NULL;

@@ -55,6 +55,9 @@ static int check_blockers(Keeper *k, const MoveOptions *o, Error **err)
 		error_hint(err, "see vmferry status and vmferry log %s, here and on the other host", k->name);
 		return -EPERM;
 	}
+	r = keeper_lease_answers(k, err);
+	if (r < 0)
+		return r;
 	if (o->transport && transport_choice_from_string(o->transport) < 0) {
 		error_set(err, -EINVAL, "'%s' is no transport", o->transport);
 		error_hint(err, "transports are auto, tls, tcp, ssh, tunnel and unix");

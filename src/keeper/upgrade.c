@@ -514,7 +514,7 @@ int do_share_lease(Move *m)
 
 	if (!m->up->other)
 		return -ENOTCONN; /* its exit is the error */
-	r = m->k->lease ? lease_share(m->k->lease, m->up->other->pid, &err) : 0;
+	r = keeper_lease_share(m->k, m->up->other->pid, &err);
 	move_error(m, err);
 	return r;
 }
@@ -525,7 +525,7 @@ int do_own_lease(Move *m)
 	_cleanup_error_ Error *err = NULL;
 	Keeper *k = m->k;
 
-	if (m->up && k->lease && k->qemu && lease_own(k->lease, m->up->other ? m->up->other->pid : 0, &err) < 0)
+	if (m->up && k->qemu && keeper_lease_own(k, m->up->other ? m->up->other->pid : 0, &err) < 0)
 		move_warn(m, "%s: it stays shared until the next upgrade or migration", err->message);
 	return 0;
 }

@@ -25,11 +25,12 @@
 	X(S_HOLD, "hold", HOLD, "guest stopped by pre-switchover; the target is receiving, the table is complete?")    \
 	X(S_SWITCHOVER, "switchover", SWITCHOVER, "last delta sent, the device state moves; guest stopped")            \
 	X(S_COMMIT, "commit", NONE, "postmigrate; not committed yet: the last moment to go back")                      \
-	X(S_RELEASE, "release", NONE, "COMMIT is durable: point of no return; the lease goes")                         \
+	X(S_RELEASE, "release", SWITCHOVER, "COMMIT is durable: point of no return; the lease goes")                   \
 	X(S_SEND, "send", NONE, "committed; Finish is about to be sent")                                               \
 	X(S_WAIT, "finish", FINISH, "committed; waiting for Running or Never")                                         \
 	X(S_DOUBT, "in-doubt", NONE, "committed, no answer: stays paused, asks for the outcome again and again")       \
-	X(S_NEVER_LEASE, "never-lease", NONE, "the target has not run it and never will: take the lease back")         \
+	X(S_RETAKE, "retake", FINISH, "in doubt, and about to take the lease back: that decides, if it can be had")      \
+	X(S_NEVER_LEASE, "never-lease", FINISH, "the target has not run it and never will: take the lease back")       \
 	X(S_NEVER_RECORD, "never-record", NONE, "journal that the guest is ours again")                                \
 	X(S_NEVER_RESUME, "never-resume", NONE, "owner again: resume, or cold start is allowed")                       \
 	X(S_GONE, "confirm", NONE, "the target owns the guest: journal GONE")                                          \
@@ -63,14 +64,14 @@
 	X(T_PREP, "t-prepare", PREPARE, "policy passed, QEMU starts with -incoming defer; must not run the guest")     \
 	X(T_WAIT, "t-wait", NONE, "memory and deltas arrive; must not run the guest")                                  \
 	X(T_GATE, "t-gate", FINISH, "Finish is here: wait for the load, and for the barrier or the end of 200 ms")     \
-	X(T_LEASE, "t-lease", NONE, "take the lease with the state it was given up with")                              \
+	X(T_LEASE, "t-lease", SWITCHOVER, "take the lease with the state it was given up with")                              \
 	X(T_JOURNAL, "t-journal", NONE, "about to journal COMMITTED; the last moment to say Never")                    \
 	X(T_CONT, "t-cont", NONE, "COMMITTED is durable: this side owns the guest, cont is sent")                      \
 	X(T_RESUMING, "t-resuming", NONE, "cont is sent, its answer is awaited")                                       \
 	X(T_ABORT, "t-abort", NONE, "it will not run here: journal that before anything else")                         \
 	X(T_KILL, "t-kill", NONE, "ABORTED is recorded: kill this migration's QEMU")                                   \
 	X(T_REAP, "t-reap", NONE, "wait until that QEMU is gone")                                                      \
-	X(T_NEVER, "t-never", NONE, "lease given back, Never said")                                                    \
+	X(T_NEVER, "t-never", FINISH, "give the lease back, then say Never")                                                 \
 	X(T_OWNER, "t-owner", NONE, "the guest is this side's for good")
 
 /* X(identifier, name, what it is) */
@@ -96,6 +97,8 @@
 	X(CANCEL, "cancel", "a person cancels")                                                              \
 	X(DEADLINE, "deadline", "the state's deadline passed")                                               \
 	X(REACHED, "reached", "the target can be asked again")                                               \
+	X(LEASE_DONE, "lease-done", "what was to be done with the lease is done")                            \
+	X(LEASE_FAILED, "lease-failed", "it could not be done")                                              \
 	X(LEASE, "lease", "in doubt: time to look whether the lease is still this side's")                    \
 	X(ASSUME_THERE, "assume-there", "the operator's word: it runs there")                                \
 	X(ASSUME_NOWHERE, "assume-nowhere", "the operator's word: it runs nowhere")                          \
@@ -133,6 +136,7 @@
 	X(RELEASE_LEASE, "release lease")    \
 	X(SEND_FINISH, "Finish")             \
 	X(RECONNECT, "reconnect")            \
+	X(REACH, "reach the target")         \
 	X(DROP_LINK, "drop link")            \
 	X(SEND_OUTCOME, "Outcome")           \
 	X(ACQUIRE_LEASE, "acquire lease")    \

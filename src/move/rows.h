@@ -4,6 +4,9 @@
  *
  * Change a row only together with a model that passes (docs/protocol.md). One durable action a row wherever a crash
  * between two would matter.
+ *
+ * RELEASE_LEASE, ACQUIRE_LEASE and RETAKE_LEASE only begin what they are called; LEASE_DONE or LEASE_FAILED says how it went.
+ * When their state is left before, it is given up: it may still come true, unseen, but nothing that follows from it does.
  */
 
 /* Before COMMIT everything that goes wrong leads back: the guest stays on the source. An action only where a row has one. */
@@ -59,9 +62,11 @@ ROW(S_COMMIT, ENTER, F(LINK), F(CANCELLED), S_RELEASE, JOURNAL_COMMIT)
 ROW(S_COMMIT, ENTER, 0, 0, S_CANCEL, NOTHING)
 ROW(S_COMMIT, ACTION_FAILED, 0, 0, S_CANCEL, NOTHING)
 
-ROW(S_RELEASE, ENTER, 0, 0, S_SEND, RELEASE_LEASE)
+ROW(S_RELEASE, ENTER, 0, 0, S_RELEASE, RELEASE_LEASE)
+ROW(S_RELEASE, LEASE_DONE, 0, 0, S_SEND, NOTHING)
 /* A Finish could then only be refused, and would be good for ever: it is not sent, the end of the link says no. */
-ROW(S_RELEASE, ACTION_FAILED, 0, 0, S_NEVER_LEASE, DROP_LINK)
+ROW(S_RELEASE, LEASE_FAILED, 0, 0, S_NEVER_LEASE, DROP_LINK)
+ROW(S_RELEASE, DEADLINE, 0, 0, S_NEVER_LEASE, DROP_LINK)
 ROW(S_SEND, ENTER, F(LINK), 0, S_WAIT, SEND_FINISH)
 ROW(S_SEND, ENTER, 0, F(LINK), S_DOUBT, RECONNECT)
 
@@ -76,14 +81,22 @@ ROW(S_DOUBT, REACHED, 0, 0, S_WAIT, SEND_OUTCOME)
  * A lease decides at once, if it is still ours, or free and was ours last: what the target could have taken it with is
  * used up by that. Nobody said Never, so (the target, one generation on) is not enough: the guest may have run there.
  */
-ROW(S_DOUBT, LEASE, 0, F(OFFLINE), S_NEVER_RECORD, RETAKE_LEASE, DROP_LINK)
+ROW(S_DOUBT, LEASE, 0, F(OFFLINE), S_RETAKE, NOTHING)
 ROW(S_DOUBT, ASSUME_THERE, 0, 0, S_GONE, DROP_LINK)
 ROW(S_DOUBT, ASSUME_NOWHERE, 0, 0, S_NEVER_LEASE, DROP_LINK)
+ROW(S_RETAKE, ENTER, 0, 0, S_RETAKE, RETAKE_LEASE)
+ROW(S_RETAKE, LEASE_DONE, 0, 0, S_NEVER_RECORD, DROP_LINK)
+ROW(S_RETAKE, LEASE_FAILED, 0, 0, S_DOUBT, REACH)
+ROW(S_RETAKE, DEADLINE, 0, 0, S_DOUBT, REACH)
+ROW(S_RETAKE, ASSUME_THERE, 0, 0, S_GONE, DROP_LINK)
+ROW(S_RETAKE, ASSUME_NOWHERE, 0, 0, S_NEVER_LEASE, DROP_LINK)
 
-ROW(S_NEVER_LEASE, ENTER, 0, 0, S_NEVER_RECORD, ACQUIRE_LEASE)
+ROW(S_NEVER_LEASE, ENTER, 0, 0, S_NEVER_LEASE, ACQUIRE_LEASE)
+ROW(S_NEVER_LEASE, LEASE_DONE, 0, 0, S_NEVER_RECORD, NOTHING)
 ROW(S_NEVER_RECORD, ENTER, 0, 0, S_NEVER_RESUME, JOURNAL_OWNER)
 /* The lease or the disk does not let us: nothing is decided here then, and the target's word stays what it is. */
-ROW(S_NEVER_LEASE, ACTION_FAILED, 0, 0, S_DOUBT, DROP_LINK, RECONNECT)
+ROW(S_NEVER_LEASE, LEASE_FAILED, 0, 0, S_DOUBT, DROP_LINK, RECONNECT)
+ROW(S_NEVER_LEASE, DEADLINE, 0, 0, S_DOUBT, DROP_LINK, RECONNECT)
 ROW(S_NEVER_RECORD, ACTION_FAILED, 0, 0, S_DOUBT, DROP_LINK, RECONNECT)
 ROW(S_NEVER_RESUME, ENTER, F(ALIVE) | F(WAS_RUNNING), 0, S_IDLE, RESUME, END)
 ROW(S_NEVER_RESUME, ENTER, 0, 0, S_IDLE, END)
@@ -245,8 +258,11 @@ ROW(T_GATE, FAILED, 0, 0, T_ABORT, NOTHING)
 ROW(T_GATE, DEADLINE, 0, 0, T_ABORT, NOTHING)
 /* The link may be cut and Outcome asked while Finish is being carried out: the decision goes on. */
 
-ROW(T_LEASE, ENTER, 0, 0, T_JOURNAL, ACQUIRE_LEASE)
-ROW(T_LEASE, ACTION_FAILED, 0, 0, T_ABORT, NOTHING)
+ROW(T_LEASE, ENTER, 0, 0, T_LEASE, ACQUIRE_LEASE)
+ROW(T_LEASE, LEASE_DONE, 0, 0, T_JOURNAL, NOTHING)
+ROW(T_LEASE, LEASE_FAILED, 0, 0, T_ABORT, NOTHING)
+ROW(T_LEASE, DEADLINE, 0, 0, T_ABORT, NOTHING)
+ROW(T_LEASE, QEMU_DEAD, 0, 0, T_ABORT, NOTHING)
 
 ROW(T_JOURNAL, ENTER, F(ALIVE) | F(LOAD_DONE), F(OFFLINE), T_CONT, JOURNAL_COMMITTED)
 ROW(T_JOURNAL, ENTER, F(OFFLINE), F(ALIVE), T_OWNER, JOURNAL_COMMITTED, SAY_RUNNING)
@@ -273,8 +289,11 @@ ROW(T_KILL, ENTER, F(ALIVE), 0, T_REAP, KILL_QEMU)
 ROW(T_KILL, ENTER, 0, F(ALIVE), T_NEVER, NOTHING)
 ROW(T_REAP, ENTER, 0, F(ALIVE), T_NEVER, NOTHING)
 ROW(T_REAP, QEMU_DEAD, 0, 0, T_NEVER, NOTHING)
-ROW(T_NEVER, ENTER, 0, 0, T_IDLE, RELEASE_LEASE, SAY_NEVER, END)
-ROW(T_NEVER, ACTION_FAILED, 0, 0, T_IDLE, SAY_NEVER, END)
+ROW(T_NEVER, ENTER, 0, 0, T_NEVER, RELEASE_LEASE)
+/* One that could not be given back goes with the last process that has it: QEMU is gone, and the keeper lets go. */
+ROW(T_NEVER, LEASE_DONE, 0, 0, T_IDLE, SAY_NEVER, END)
+ROW(T_NEVER, LEASE_FAILED, 0, 0, T_IDLE, SAY_NEVER, END)
+ROW(T_NEVER, DEADLINE, 0, 0, T_IDLE, SAY_NEVER, END)
 
 /* In T_OWNER an Outcome or a Finish is answered from the journal. */
 

@@ -2,6 +2,7 @@
 /* What all leases have in common: a table of drivers, and the words for who holds one. */
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
 #include <time.h>
 
 #include "basic/fd.h"
@@ -86,14 +87,21 @@ void lease_free(Lease *lease)
 	free(lease);
 }
 
-int lease_open(const LeaseOptions *options, Lease **ret, Error **err)
+int lease_new(const LeaseOptions *options, Lease **ret, Error **err)
 {
 	const VmDefinition *def = options->definition;
-	_cleanup_(lease_freep)
-	Lease *lease = xcalloc(1, sizeof(*lease));
-	int r;
+	Lease *lease;
 
-	*lease = (Lease){.fd = options->fd,
+	if (!lease_available(def->lease)) {
+		fd_close(options->fd);
+		error_set(err, -ENOTSUP, "a lease of the driver \"%s\" is not known to this build of vmferry",
+			  lease_type_to_string(def->lease));
+		error_hint(err, "build it with libsanlock, or use lease file");
+		return -ENOTSUP;
+	}
+	lease = xcalloc(1, sizeof(*lease));
+	*lease = (Lease){.driver = drivers[def->lease],
+			 .fd = options->fd,
 			 .watch_fd = -1,
 			 .inotify_fd = -1,
 			 .timer_fd = -1,
@@ -103,23 +111,64 @@ int lease_open(const LeaseOptions *options, Lease **ret, Error **err)
 			 .host_id = xstrdup(options->host_id),
 			 .host_name = xstrdup(options->host_name),
 			 .lockspace = xstrdup(def->lease_lockspace),
-			 .resource = xstrdup(def->lease_resource),
+			 .resource = xstrdup(def->lease_resource ? def->lease_resource : def->name),
 			 .offset = def->lease_offset,
+			 .may_release = options->may_release,
 			 .qemu = options->qemu};
-	if (!lease_available(def->lease)) {
-		error_set(err, -ENOTSUP, "a lease of the driver \"%s\" is not known to this build of vmferry",
-			  lease_type_to_string(def->lease));
-		error_hint(err, "build it with libsanlock, or use lease file");
-		return -ENOTSUP;
-	}
-	lease->driver = drivers[def->lease];
-	r = lease->driver->open(lease, options->create, err);
-	if (r >= 0 && options->qemu)
-		r = lease->driver->adopt(lease, err);
+	if (lease->driver->enter)
+		lease->fd = fd_close(lease->fd); /* QEMU's connection, and open as long as anybody has it */
+	*ret = lease;
+	return 0;
+}
+
+int lease_begin(Lease *lease, bool create, Error **err)
+{
+	int r = lease->driver->open(lease, create, err);
+
+	if (r < 0 || !lease->qemu)
+		return r;
+	return (lease->held && lease->driver->reclaim ? lease->driver->reclaim : lease->driver->adopt)(lease, err);
+}
+
+int lease_open(const LeaseOptions *options, Lease **ret, Error **err)
+{
+	_cleanup_(lease_freep)
+	Lease *lease = NULL;
+	int r = lease_new(options, &lease, err);
+
+	if (r >= 0)
+		r = lease_begin(lease, options->create, err);
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(lease);
 	return 0;
+}
+
+LeaseView lease_view(const Lease *lease)
+{
+	LeaseView view = {.held = lease->held, .deferred = lease->deferred, .generation = lease->generation};
+
+	memcpy(view.holder, lease->holder, sizeof(view.holder));
+	return view;
+}
+
+void lease_set_view(Lease *lease, const LeaseView *view)
+{
+	lease->held = view->held;
+	lease->deferred = view->deferred;
+	lease->generation = view->generation;
+	memcpy(lease->holder, view->holder, sizeof(lease->holder));
+}
+
+void lease_set_fd(Lease *lease, int fd)
+{
+	fd_close(lease->fd);
+	lease->fd = fd;
+}
+
+const char *lease_path(const Lease *lease)
+{
+	return lease->path;
 }
 
 int lease_acquire(Lease *lease, const LeaseAccept *accept, size_t n, Error **err)

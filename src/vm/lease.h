@@ -32,26 +32,53 @@ typedef struct LeaseAccept {
 	uint64_t generation;
 } LeaseAccept;
 
+/* What of a lease changes while it is worked with. */
+typedef struct LeaseView {
+	bool held, deferred;
+	uint64_t generation;
+	char holder[LEASE_HOLDER_MAX + 1]; /* this host */
+} LeaseView;
+
 typedef struct LeaseOptions {
 	const VmDefinition *definition; /* pinned, with a lease */
 	const char *host_id, *host_name;
 	bool create; /* make what is not there yet: a start, by somebody of this host */
 	int fd;	     /* QEMU's lease fd, for a keeper that comes after another one; -1: none. Taken over */
 	pid_t qemu;  /* that QEMU; 0: none yet */
+	/* Asked before what others are shown of a release cannot be taken back any more; NULL: yes */
+	bool (*may_release)(void);
 } LeaseOptions;
 
 /** lease_available() - whether this build has the driver */
 bool lease_available(LeaseType type);
 
 /**
- * lease_open() - open a lease, without taking it
- *
- * With @options->fd, what that QEMU holds is known at once: lease_held().
- *
- * Return: 0, or negative errno with @err and hint set: -ENOTSUP no such driver, -ENOENT not there, -EBADMSG not a lease
- * or damaged, -EPERM another VM's.
+ * lease_new() - describe a lease: no look is taken at it yet
+ * Return: 0, or -ENOTSUP with @err and hint set: no such driver.
  */
+int lease_new(const LeaseOptions *options, Lease **ret, Error **err);
+
+/**
+ * lease_begin() - open what lease_new() has described, without taking it
+ *
+ * With a QEMU, what that one holds is known at once: lease_held(). What we hold by lease_set_view() is ours still, though
+ * the record may say that it was given back: by somebody who was stopped before he did that.
+ *
+ * Return: 0, or negative errno with @err and hint set: -ENOENT not there, -EBADMSG not a lease or damaged, -EPERM another
+ * VM's, -ESTALE it is not ours any more.
+ */
+int lease_begin(Lease *lease, bool create, Error **err);
+
+/** lease_open() - both. Return: as they */
 int lease_open(const LeaseOptions *options, Lease **ret, Error **err);
+
+/** lease_view(), lease_set_view() - of one process for another that has described the same lease */
+LeaseView lease_view(const Lease *lease);
+void lease_set_view(Lease *lease, const LeaseView *view);
+/** lease_set_fd() - what QEMU is to inherit; taken over */
+void lease_set_fd(Lease *lease, int fd);
+/** lease_path() - where it is, for people */
+const char *lease_path(const Lease *lease);
 
 /** lease_free() - forget it; QEMU goes on holding what it holds */
 void lease_free(Lease *lease);

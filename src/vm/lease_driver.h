@@ -16,6 +16,7 @@ struct Lease {
 	bool held;
 	bool deferred;	     /* taken by the process that becomes QEMU */
 	uint64_t generation; /* at which we hold it, or gave it back */
+	bool (*may_release)(void);
 	char holder[LEASE_HOLDER_MAX + 1];
 	int fd;	      /* what QEMU inherits */
 	int watch_fd; /* epoll: all of the below */
@@ -26,6 +27,7 @@ struct Lease {
 struct LeaseDriver {
 	int (*open)(Lease *lease, bool create, Error **err);
 	int (*adopt)(Lease *lease, Error **err);
+	int (*reclaim)(Lease *lease, Error **err); /* NULL: adopt */
 	int (*acquire)(Lease *lease, const LeaseAccept *accept, size_t n, Error **err);
 	int (*use_up)(Lease *lease, const LeaseAccept *accept, size_t n, Error **err); /* NULL: acquire, release */
 	int (*release)(Lease *lease, Error **err);

@@ -276,6 +276,29 @@ static int file_adopt(Lease *lease, Error **err)
 	return 0;
 }
 
+/*
+ * Our lock has held others off all the time, whatever the record says. It says that the lease was given back if who
+ * wanted to do that was stopped in the middle.
+ */
+static int file_reclaim(Lease *lease, Error **err)
+{
+	Record record;
+	int r;
+
+	lease->held = false;
+	r = read_record(lease, &record, err);
+	if (r < 0)
+		return r;
+	if (!streq(record.holder, lease->host_id) || record.generation != lease->generation)
+		return error_set(err, -ESTALE, "%s's lease %s was taken by another host", lease->vm, lease->path);
+	r = lock(lease, F_OFD_SETLK, F_WRLCK, NULL);
+	if (r < 0)
+		return error_set(err, r, "%s's lease %s: the lock is lost: %s", lease->vm, lease->path, strerror(-r));
+	r = record.held ? 0 : write_record(lease, &record, true, record.generation, err);
+	lease->held = r >= 0;
+	return r;
+}
+
 /* What is at the path is what we have open. */
 static int same_file(const Lease *lease, Error **err)
 {
@@ -351,6 +374,8 @@ static int file_release(Lease *lease, Error **err)
 			r = read_record(lease, &record, err);
 		if (r >= 0)
 			r = write_record(lease, &record, false, record.generation, err);
+		if (r >= 0 && lease->may_release && !lease->may_release())
+			r = error_set(err, -ECANCELED, "%s's lease %s stays here", lease->vm, lease->path);
 		if (r < 0)
 			return r;
 	}
@@ -418,6 +443,7 @@ static int file_check(Lease *lease, Error **err)
 const LeaseDriver lease_file_driver = {
 	.open = file_open,
 	.adopt = file_adopt,
+	.reclaim = file_reclaim,
 	.acquire = file_acquire,
 	.release = file_release,
 	.inquire = file_inquire,

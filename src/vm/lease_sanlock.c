@@ -169,10 +169,7 @@ static int sanlock_open(Lease *lease, bool create, Error **err)
 	LeaseState state;
 	int r;
 
-	(void)create;			 /* its place on the storage is an administrator's to give */
-	lease->fd = fd_close(lease->fd); /* QEMU's connection: of no use to others */
-	if (!lease->resource)
-		lease->resource = xstrdup(lease->vm);
+	(void)create; /* its place on the storage is an administrator's to give */
 	r = host_number(lease, &space, err);
 	if (r >= 0)
 		r = sanlock_state(lease, &state, err);
@@ -299,6 +296,7 @@ static int defer(Lease *lease, const LeaseState *state, Error **err)
 
 static int sanlock_take(Lease *lease, const LeaseAccept *accept, size_t n, Error **err)
 {
+	_cleanup_error_ Error *why_not = NULL;
 	LeaseState state;
 	int r = look(lease, accept, n, &state, err);
 
@@ -306,10 +304,13 @@ static int sanlock_take(Lease *lease, const LeaseAccept *accept, size_t n, Error
 		return r;
 	if (!lease->qemu)
 		return defer(lease, &state, err);
-	r = acquire_as(lease, -1, &state, err);
-	if (r < 0)
-		return r;
+	r = acquire_as(lease, -1, &state, &why_not);
+	/* Who asked for it may have gone before the daemon was through. */
 	lease->held = held_by_qemu(lease, &lease->generation);
+	if (r < 0 && !lease->held) {
+		*err = TAKE_PTR(why_not);
+		return r;
+	}
 	return lease->held ? 0 : failed(lease, "keep", -EIO, err);
 }
 
@@ -321,6 +322,8 @@ static int sanlock_give_back(Lease *lease, Error **err)
 	lease->deferred = false;
 	if (!lease->held)
 		return 0;
+	if (lease->may_release && !lease->may_release())
+		return error_set(err, -ECANCELED, "%s's lease %s stays here", lease->vm, lease->path);
 	fill(lease, &r);
 	rv = sanlock_release(-1, lease->qemu, 0, 1, (struct sanlk_resource *[]){&r.res});
 	/* QEMU may be gone: then the daemon has seen to it. */

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Leases: who holds it may run the guest. A file on storage that both hosts see (here: one machine's)."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
 
 import pytest
 
@@ -306,6 +308,75 @@ def test_lost_in_a_migration(leased):
     assert mover.returncode == 1, out + err
     assert "No such file" in json.loads(out.strip().split("\n")[-1])["error"]["message"]
     assert a.wait_clean() == [] and b.wait_clean() == []
+
+
+# ---- storage that does not answer ----
+
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
+
+
+class Storage:
+    """A file system of its own, which can be made to take no writes: who writes sleeps, and no signal ends that."""
+
+    def __init__(self, where):
+        self.dir = where / "storage"
+        self.dir.mkdir()
+        image = where / "storage.img"
+        with open(image, "wb") as file:
+            file.truncate(8 << 20)
+        subprocess.run(["mkfs.ext4", "-q", image], check=True)
+        if subprocess.run(["mount", "-o", "loop,noatime", image, self.dir], capture_output=True, check=False).returncode != 0:
+            pytest.skip("needs loop devices")
+        self.fd = os.open(self.dir, os.O_RDONLY)
+        self.frozen = False
+
+    def freeze(self, on):
+        fcntl.ioctl(self.fd, FIFREEZE if on else FITHAW, 0)
+        self.frozen = on
+
+    def close(self):
+        if self.frozen:
+            self.freeze(False)
+        os.close(self.fd)
+        subprocess.run(["umount", "-l", self.dir], check=True)
+
+
+@pytest.fixture
+def storage(leased):
+    found = Storage(leased.dir)
+    leased.path = found.dir / "web1"
+    yield found
+    found.close()
+
+
+def test_storage_that_does_not_answer(leased, storage):
+    """In the hand-over: the keeper goes on answering, gives up at its deadline, and the guest runs on with its lease."""
+    a, b = leased.here, leased.there
+    leased.start()
+    storage.freeze(True)
+    mover = a.popen("vmferry", "migrate", "web1", b.exec_destination(), "--transport=tcp", "--progress=none", "--json",
+                    stdout=-1, stderr=-1, text=True)
+    wait_until(lambda: (a.status("web1").get("migration") or {}).get("state") == "release")
+    late = a.vmferry("cancel", "web1", check=False)
+    assert late.returncode != 0 and "too late" in late.stderr.lower(), late
+    out, err = mover.communicate(timeout=LIMIT)
+    result = json.loads(out.strip().split("\n")[-1])
+    wanted = f"the lease's storage does not answer ({leased.path})"
+    assert mover.returncode == 1 and result["error"]["message"] == wanted and result["guest"] == "running here", out + err
+    assert wait_state(a, "running") and b.wait_clean() == []
+    assert leased.lease(a)["held"] and leased.lease(a)["answers"] is False
+    refused = a.migrate("web1", b, "--transport=tcp", check=False)
+    assert wanted in json.dumps(refused), refused
+    storage.freeze(False)
+    wait_until(lambda: "answers" not in leased.lease(a))
+    # What had been begun came true a while after: it says that a gave the lease back. But that was not done.
+    wait_until(lambda: leased.holder() == ("a", 1, True))
+    assert state(a)[0] == "running" and "is held by host a" in leased.start(b, check=False).stderr
+    forget(b)
+    a.migrate("web1", b, "--transport=tcp")
+    leased.swap()
+    settled(leased)
+    assert leased.holder() == ("b", 2, True)
 
 
 # ---- refused ----

@@ -92,8 +92,10 @@ static const Expected source_rows[] = {
 	{S(S_COMMIT), EV(ENTER), 0, S(S_CANCEL), {0}},
 	{S(S_COMMIT), EV(ENTER), F(LINK) | F(CANCELLED), S(S_CANCEL), {0}},
 	{S(S_COMMIT), EV(ACTION_FAILED), F(LINK), S(S_CANCEL), {0}},
-	{S(S_RELEASE), EV(ENTER), 0, S(S_SEND), {DO(RELEASE_LEASE)}},
-	{S(S_RELEASE), EV(ACTION_FAILED), F(LINK), S(S_NEVER_LEASE), {DO(DROP_LINK)}},
+	{S(S_RELEASE), EV(ENTER), 0, S(S_RELEASE), {DO(RELEASE_LEASE)}},
+	{S(S_RELEASE), EV(LEASE_DONE), 0, S(S_SEND), {0}},
+	{S(S_RELEASE), EV(LEASE_FAILED), F(LINK), S(S_NEVER_LEASE), {DO(DROP_LINK)}},
+	{S(S_RELEASE), EV(DEADLINE), F(LINK), S(S_NEVER_LEASE), {DO(DROP_LINK)}},
 	{S(S_SEND), EV(ENTER), F(LINK), S(S_WAIT), {DO(SEND_FINISH)}},
 	{S(S_SEND), EV(ENTER), 0, S(S_DOUBT), {DO(RECONNECT)}},
 	{S(S_WAIT), EV(RUNNING), F(LINK), S(S_GONE), {0}},
@@ -102,10 +104,19 @@ static const Expected source_rows[] = {
 	{S(S_WAIT), EV(DEADLINE), F(LINK), S(S_DOUBT), {DO(DROP_LINK), DO(RECONNECT)}},
 	{S(S_DOUBT), EV(REACHED), F(LINK), S(S_WAIT), {DO(SEND_OUTCOME)}},
 	{S(S_DOUBT), EV(RESTART), 0, S(S_DOUBT), {DO(RECONNECT)}},
-	{S(S_DOUBT), EV(LEASE), 0, S(S_NEVER_RECORD), {DO(RETAKE_LEASE), DO(DROP_LINK)}},
+	{S(S_DOUBT), EV(LEASE), 0, S(S_RETAKE), {0}},
+	{S(S_RETAKE), EV(ENTER), 0, S(S_RETAKE), {DO(RETAKE_LEASE)}},
+	{S(S_RETAKE), EV(LEASE_DONE), 0, S(S_NEVER_RECORD), {DO(DROP_LINK)}},
+	{S(S_RETAKE), EV(LEASE_FAILED), 0, S(S_DOUBT), {DO(REACH)}},
+	{S(S_RETAKE), EV(DEADLINE), 0, S(S_DOUBT), {DO(REACH)}},
+	{S(S_RETAKE), EV(ASSUME_THERE), 0, S(S_GONE), {DO(DROP_LINK)}},
+	{S(S_RETAKE), EV(ASSUME_NOWHERE), 0, S(S_NEVER_LEASE), {DO(DROP_LINK)}},
 	{S(S_DOUBT), EV(ASSUME_THERE), 0, S(S_GONE), {DO(DROP_LINK)}},
 	{S(S_DOUBT), EV(ASSUME_NOWHERE), 0, S(S_NEVER_LEASE), {DO(DROP_LINK)}},
-	{S(S_NEVER_LEASE), EV(ENTER), 0, S(S_NEVER_RECORD), {DO(ACQUIRE_LEASE)}},
+	{S(S_NEVER_LEASE), EV(ENTER), 0, S(S_NEVER_LEASE), {DO(ACQUIRE_LEASE)}},
+	{S(S_NEVER_LEASE), EV(LEASE_DONE), 0, S(S_NEVER_RECORD), {0}},
+	{S(S_NEVER_LEASE), EV(LEASE_FAILED), 0, S(S_DOUBT), {DO(DROP_LINK), DO(RECONNECT)}},
+	{S(S_NEVER_LEASE), EV(DEADLINE), 0, S(S_DOUBT), {DO(DROP_LINK), DO(RECONNECT)}},
 	{S(S_NEVER_RECORD), EV(ENTER), 0, S(S_NEVER_RESUME), {DO(JOURNAL_OWNER)}},
 	{S(S_NEVER_RECORD), EV(ACTION_FAILED), 0, S(S_DOUBT), {DO(DROP_LINK), DO(RECONNECT)}},
 	{S(S_NEVER_RESUME), EV(ENTER), F(ALIVE) | F(WAS_RUNNING), S(S_IDLE), {DO(RESUME), DO(END)}},
@@ -193,8 +204,11 @@ static const Expected target_rows[] = {
 	{S(T_GATE), EV(GATE_OVER), F(LOAD_DONE) | F(GATE_PASSED), S(T_LEASE), {0}},
 	{S(T_GATE), EV(QEMU_DEAD), F(LOAD_DONE), S(T_ABORT), {0}},
 	{S(T_GATE), EV(FAILED), 0, S(T_ABORT), {0}},
-	{S(T_LEASE), EV(ENTER), F(ALIVE), S(T_JOURNAL), {DO(ACQUIRE_LEASE)}},
-	{S(T_LEASE), EV(ACTION_FAILED), F(ALIVE), S(T_ABORT), {0}},
+	{S(T_LEASE), EV(ENTER), F(ALIVE), S(T_LEASE), {DO(ACQUIRE_LEASE)}},
+	{S(T_LEASE), EV(LEASE_DONE), F(ALIVE), S(T_JOURNAL), {0}},
+	{S(T_LEASE), EV(LEASE_FAILED), F(ALIVE), S(T_ABORT), {0}},
+	{S(T_LEASE), EV(DEADLINE), F(ALIVE), S(T_ABORT), {0}},
+	{S(T_LEASE), EV(QEMU_DEAD), 0, S(T_ABORT), {0}},
 	{S(T_JOURNAL), EV(ENTER), F(ALIVE) | F(LOAD_DONE), S(T_CONT), {DO(JOURNAL_COMMITTED)}},
 	{S(T_JOURNAL), EV(ENTER), F(LOAD_DONE), S(T_ABORT), {0}},
 	{S(T_JOURNAL), EV(ENTER), F(LOAD_DONE) | F(OFFLINE), S(T_OWNER), {DO(JOURNAL_COMMITTED), DO(SAY_RUNNING)}},
@@ -213,7 +227,10 @@ static const Expected target_rows[] = {
 	{S(T_KILL), EV(ENTER), F(ALIVE), S(T_REAP), {DO(KILL_QEMU)}},
 	{S(T_KILL), EV(ENTER), 0, S(T_NEVER), {0}},
 	{S(T_REAP), EV(QEMU_DEAD), 0, S(T_NEVER), {0}},
-	{S(T_NEVER), EV(ENTER), 0, S(T_IDLE), {DO(RELEASE_LEASE), DO(SAY_NEVER), DO(END)}},
+	{S(T_NEVER), EV(ENTER), 0, S(T_NEVER), {DO(RELEASE_LEASE)}},
+	{S(T_NEVER), EV(LEASE_DONE), 0, S(T_IDLE), {DO(SAY_NEVER), DO(END)}},
+	{S(T_NEVER), EV(LEASE_FAILED), 0, S(T_IDLE), {DO(SAY_NEVER), DO(END)}},
+	{S(T_NEVER), EV(DEADLINE), 0, S(T_IDLE), {DO(SAY_NEVER), DO(END)}},
 };
 
 static void check_rows(const Expected *expected, size_t n)
@@ -390,10 +407,20 @@ static void test_the_way_back(void **state)
 			assert_true(has_event((MoveState)s, MOVE_EV_DEADLINE));
 	for (size_t i = 0; i < n_rows; i++)
 		if (rows[i].actions[0] != MOVE_DO_NOTHING && has_event(rows[i].state, MOVE_EV_DEADLINE))
-			assert_true(has_event(rows[i].state, MOVE_EV_ACTION_FAILED) || move_committed(rows[i].state));
+			assert_true(has_event(rows[i].state, MOVE_EV_ACTION_FAILED) ||
+				    has_event(rows[i].state, MOVE_EV_LEASE_FAILED) || move_committed(rows[i].state));
 }
 
 /* ---- order of actions, along all ways through the table ---- */
+
+/* By this row, or by what it is the end of. */
+static bool has_done(const MoveRow *row, MoveAction action)
+{
+	for (size_t i = 0; i < n_rows && row->event == MOVE_EV_LEASE_DONE; i++)
+		if (rows[i].state == row->state && rows[i].event == MOVE_EV_ENTER && has_action(&rows[i], action))
+			return true;
+	return has_action(row, action);
+}
 
 /* The states that can be reached from @from by rows without @without and @nor. */
 static void reach(MoveState from, MoveAction without, MoveAction nor, bool reached[_MOVE_STATE_MAX])
@@ -406,8 +433,8 @@ static void reach(MoveState from, MoveAction without, MoveAction nor, bool reach
 		more = false;
 		for (size_t i = 0; i < n_rows; i++)
 			if (reached[rows[i].state] && !reached[rows[i].next] && rows[i].event != MOVE_EV_RESTART &&
-			    (without == MOVE_DO_NOTHING || !has_action(&rows[i], without)) &&
-			    (nor == MOVE_DO_NOTHING || !has_action(&rows[i], nor)))
+			    (without == MOVE_DO_NOTHING || !has_done(&rows[i], without)) &&
+			    (nor == MOVE_DO_NOTHING || !has_done(&rows[i], nor)))
 				reached[rows[i].next] = more = true;
 	}
 }
