@@ -86,7 +86,7 @@ class Home:
 
     def unharmed(self):
         assert self.bed.ask(self.guest, "bootid") == self.boot
-        wait_until(lambda: all(s["alive"] for s in self.probe.check(1)))  # TCP tries again after as long as the guest stood still
+        self.probe.assert_alive(LIMIT)  # TCP tries again after as long as the guest stood still
         assert self.status()["state"] == "running"
         self.one_qemu()
 
