@@ -170,15 +170,24 @@ def count_entries(host):
 WAYS = {"without": with_nothing, "vmferry-vmstate": with_helper, "conntrack -L in Save": with_fork}
 
 
-def run_stream(entries, rounds, warm=1):
-    """Rows of one guest moved back and forth by a script, each way in turn, with so many entries to carry."""
-    rows = []
+def run_stream(entries, rounds, warm=1, listeners=None):
+    """Rows of one guest moved back and forth by a script, each way in turn, with so many entries to carry; with @listeners also beside
+    these, who listen to the same events."""
+    rows, ways = [], dict(WAYS)
+
+    @contextlib.contextmanager
+    def with_listeners(qemus, buses):
+        with listeners(*(host.netns for host in bed.hosts)), with_helper(qemus, buses):
+            yield
+
+    if listeners:
+        ways["vmferry-vmstate, conntrackd listens"] = with_listeners
     with Testbed(sshd=False, ct_events=1) as bed, contextlib.ExitStack() as stack:
         buses = {host: stack.enter_context(contextlib.closing(Bus(host))) for host in bed.hosts}
         here, there = bed.a, bed.b
         qemu = RawQemu(here, FERRY, options=qmp_option(here)).wait_ready()
         for number in range(1 - warm, rounds + 1):
-            for name, way in WAYS.items():
+            for name, way in ways.items():
                 for host in bed.hosts:
                     command(*host.netns.exec("conntrack", "-F"))
                 command(*here.netns.exec(str(BENCH), "fill", FERRY.ip4, "0", str(entries)))
