@@ -164,8 +164,7 @@ static void add_counters(sd_bus *bus, const Helper *h, const char *interface, js
 
 static void print(const Tool *tool, sd_bus *bus, Helper *h)
 {
-	static const char *const interfaces[] = {"org.vmferry.VMStateHelper1", "com.proxmox.VMStateHelper"};
-	const char *interface = interfaces[strncmp(h->id, "pve-", 4) == 0];
+	const char *interface = startswith(h->id, VMSTATE_PROXMOX_ID) ? VMSTATE_PROXMOX : VMSTATE_OURS;
 
 	h->migrated = property(bus, h->owner, interface, "NumMigratedEntries");
 	h->late = property(bus, h->owner, interface, "NumLateEntries");

@@ -5,9 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define PROXMOX_INTERFACE "com.proxmox.VMStateHelper"
-#define OUR_INTERFACE "org.vmferry.VMStateHelper1"
-
 #define BUS_OPTIONS                                                                             \
 	{"bus", 'b', OPTION_TEXT, "ADDRESS", "bus", "D-Bus address, default the system bus"},  \
 	{"proxmox", 0, OPTION_FLAG, NULL, "proxmox", "NAME is a VMID: names as Proxmox VE expects them"}
@@ -64,8 +61,8 @@ int naming_read(const Tool *tool, Naming *ret, Error **err)
 	if (r < 0)
 		return r;
 	*ret = (Naming){
-		.id = xasprintf("%s%s", proxmox ? "pve-vmstate-" : "vmferry-", name),
-		.interface = proxmox ? PROXMOX_INTERFACE : OUR_INTERFACE,
+		.id = xasprintf("%s%s", proxmox ? VMSTATE_PROXMOX_ID : "vmferry-", name),
+		.interface = proxmox ? VMSTATE_PROXMOX : VMSTATE_OURS,
 		.bus = tool_text(tool, "bus", NULL),
 		.qmp = qmp ? xstrdup(qmp) : proxmox ? xasprintf("/var/run/qemu-server/%s.qmp", name) : NULL,
 	};

@@ -13,6 +13,9 @@
 
 #define VMSTATE_NAME "org.qemu.VMState1"
 #define VMSTATE_PATH "/org/qemu/VMState1"
+#define VMSTATE_OURS "org.vmferry.VMStateHelper1" /* the second interface, with NumMigratedEntries and Quit */
+#define VMSTATE_PROXMOX "com.proxmox.VMStateHelper"
+#define VMSTATE_PROXMOX_ID "pve-vmstate-" /* an Id that begins so is of a helper with that interface */
 #define VMSTATE_MAX (1 << 20) /* QEMU's DBUS_VMSTATE_SIZE_LIMIT; at least one byte, too */
 
 /*
@@ -39,7 +42,7 @@ static_assert(VMSTATE_LOAD_USEC(VMSTATE_WAIT_MAX_MSEC) < 25000000, "QEMU does no
 /**
  * struct Naming - how a helper is found and called
  * @id:        its Id
- * @interface: the second one, with NumMigratedEntries and Quit
+ * @interface: the second one
  * @qmp:       QEMU's QMP socket; NULL: the manager adds the object to QEMU itself
  * @bus:       address, NULL: the system bus
  */

@@ -316,10 +316,12 @@ static void test_snapshot(void **state)
 	enum { N = 60000, MAX = 1 << 20 };
 	_cleanup_free_ uint8_t *to = malloc(MAX);
 	size_t n, left, len, used = 0;
+	CtExtra extra = {.master = {.orig = whole(7, 7, TCP_CONNTRACK_ESTABLISHED).key.orig, .protocol = IPPROTO_TCP}};
 	uint32_t timeout = UINT32_MAX;
 	CtWireReader reader;
 	CtRecord r;
 	CtWireOp op;
+	bool child;
 
 	(void)state;
 	len = ct_table_snapshot(&table, to, MAX, &n, &left);
@@ -328,17 +330,23 @@ static void test_snapshot(void **state)
 		r = whole(i, i, i % 2 ? TCP_CONNTRACK_ESTABLISHED : TCP_CONNTRACK_TIME_WAIT);
 		r.status |= IPS_SEEN_REPLY | IPS_ASSURED;
 		r.timeout = i * 7919 % 432000;
+		if (i % 4 == 1) {
+			r.has |= CT_HAS_MASTER;
+			r.extra = &extra;
+		}
 		ct_table_event(&table, &r, true);
 	}
 	len = ct_table_snapshot(&table, to, MAX, &n, &left);
 	assert_true(len <= MAX && len > MAX - CT_WIRE_RECORD_MAX);
-	assert_true(n >= N / 2 + 10000);
+	assert_true(n >= N / 2 + 1000);
 	assert_int_equal(n + left, N);
 	ct_wire_read(&reader, to, len);
 	while (ct_wire_next(&reader, &op, &r) == 1) {
 		assert_int_equal(op, CT_WIRE_PUT);
+		child = r.has & CT_HAS_MASTER;
 		assert_true((r.tcp.state == TCP_CONNTRACK_ESTABLISHED) == (used < N / 2));
-		assert_true(r.timeout <= timeout || used == N / 2);
+		assert_true(child == (used >= N / 4 && used < N / 2));
+		assert_true(r.timeout <= timeout || used == N / 2 || used == N / 4);
 		timeout = r.timeout;
 		used++;
 	}
