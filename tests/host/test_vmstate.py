@@ -91,7 +91,7 @@ def move_bounded(source, to, target, buses, probe):
 def test_connections_survive(bed, buses, program):
     """A guest moves from a to b by script, its entries in QEMU's stream; and back, where they come after it or from a helper that hangs."""
     guest, target = Guest(), None
-    qemu = RawQemu(bed.a, guest, options=qmp_option(bed.a), machine="pc-q35-7.2", program=program).wait_ready()
+    qemu = RawQemu(bed.a, guest, options=qmp_option(bed.a), machine="pc-q35-7.2", program=program).wait_ready(3 * LIMIT)
     try:
         fill(bed.a, guest, 5000)
         # QEMU 7.2 as the source loses a guest that writes much memory under TCG: an idle one there
@@ -177,7 +177,7 @@ def test_helper_killed(bed, buses):
 def test_sizes(bed, buses, sizes):
     """What fits in 1 MiB comes, and is counted on both sides; of what does not at least 25,000."""
     guest, here, there = Guest(), bed.a, bed.b
-    source = RawQemu(here, guest, options=qmp_option(here)).wait_ready()
+    source = RawQemu(here, guest, options=qmp_option(here)).wait_ready(3 * LIMIT)
     target = None
     try:
         for entries in sizes:
