@@ -2,22 +2,27 @@
 """Migrations that cannot be: one line says what is wrong, another what to do; nobody has noticed, nothing is left."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 import socket
+import struct
 import time
 
 import pytest
 from faults import Injector
 from stays import Stays, small
-from testbed import BUILD, Testbed, build_option, section
+from testbed import BUILD, Testbed, build_option, section, wait_until
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
     pytest.mark.skipif(not (BUILD / "src/cli/vmferry").exists(), reason="vmferry is not built"),
 ]
+
+
+F_OFD_GETLK, FLOCK = 36, "hhqqi4x"  # fcntl(2), struct flock
 
 
 @pytest.fixture(scope="module")
@@ -346,11 +351,22 @@ def limited(bed, mib):
     return bed.b.exec_destination("env", f"VMFERRY_CGROUP_DIR={group}", "vmferry", "receive")
 
 
+def promised(host, vm):
+    """MiB of memory that are promised there (src/vm/room.h): the length of a lock."""
+    fd = os.open(host.runtime / vm, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found = fcntl.fcntl(fd, F_OFD_GETLK, struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    finally:
+        os.close(fd)
+    kind, _, _, length, _ = struct.unpack(FLOCK, found)
+    return 0 if kind == fcntl.F_UNLCK else length
+
+
 @pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
 def test_room_for_one_at_a_time(bed):
     """Each of two alone has room: while one is on its way the other is refused, in Prepare, and the refusal says for whom.
 
-    What was promised is given back when it comes to nothing, and when it has arrived.
+    What was promised is given back as it is used, when it comes to nothing, and when it has arrived.
     """
     words, destination = ["80 MiB wanted, 159 MiB available", "promised: one 80 MiB"], limited(bed, 159)
     with two_small_ones(bed) as (one, other):
@@ -363,6 +379,9 @@ def test_room_for_one_at_a_time(bed):
             seen.append(word)
             return word
 
+        def being_used():
+            wait_until(lambda: promised(bed.b, other) < 80)
+
         injector = Injector([bed.b])
         try:
             for word, status in (("link", "failed"), ("", "completed")):
@@ -371,8 +390,16 @@ def test_room_for_one_at_a_time(bed):
                 assert seen.pop() == word
         finally:
             injector.close()
-        bed.a.migrate(other, destination)
+        assert promised(bed.b, one) == 0
+        injector = Injector([bed.a])
+        try:
+            injector.begin({(bed.a, "LAST_DELTA", "before"): being_used})
+            bed.a.migrate(other, destination)
+            assert injector.struck
+        finally:
+            injector.close()
         assert {bed.b.status(name)["state"] for name in (one, other)} == {"running"}
+        assert promised(bed.b, other) == 0
 
 
 @pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
