@@ -41,7 +41,8 @@ static const char *const questions[ANSWERS] = {
 	[NAME] = "/domain/name/text()",
 };
 
-static bool is_guests(const char *word)
+/* @ret_text: as everybody writes it */
+static bool is_guests(const char *word, char ret_text[static INET6_ADDRSTRLEN])
 {
 	struct in6_addr six;
 	struct in_addr four;
@@ -49,21 +50,23 @@ static bool is_guests(const char *word)
 	if (inet_pton(AF_INET, word, &four) == 1) {
 		uint32_t a = ntohl(four.s_addr);
 
+		(void)inet_ntop(AF_INET, &four, ret_text, INET6_ADDRSTRLEN);
 		return a >> 24 != 0 && a >> 24 != 127 && a >> 16 != 0xa9fe && a >> 28 < 0xe; /* RFC 6890, RFC 3927 */
 	}
-	return inet_pton(AF_INET6, word, &six) == 1 && !IN6_IS_ADDR_UNSPECIFIED(&six) && !IN6_IS_ADDR_LOOPBACK(&six) &&
-	       !IN6_IS_ADDR_LINKLOCAL(&six) && !IN6_IS_ADDR_MULTICAST(&six) && !IN6_IS_ADDR_V4MAPPED(&six);
+	return inet_pton(AF_INET6, word, &six) == 1 && inet_ntop(AF_INET6, &six, ret_text, INET6_ADDRSTRLEN) &&
+	       !IN6_IS_ADDR_UNSPECIFIED(&six) && !IN6_IS_ADDR_LOOPBACK(&six) && !IN6_IS_ADDR_LINKLOCAL(&six) &&
+	       !IN6_IS_ADDR_MULTICAST(&six) && !IN6_IS_ADDR_V4MAPPED(&six);
 }
 
 /* Words that are addresses, in XPath's text or in attributes. */
 static void addresses_in(const char *text, char ***ret)
 {
 	_cleanup_free_ char *copy = xstrdup(text);
-	char *save = NULL;
+	char *save = NULL, address[INET6_ADDRSTRLEN];
 
 	for (char *word = strtok_r(copy, " \t\n\"/", &save); word; word = strtok_r(NULL, " \t\n\"/", &save))
-		if (is_guests(word) && !strv_contains(*ret, word))
-			strv_push(ret, xstrdup(word));
+		if (is_guests(word, address) && !strv_contains(*ret, address))
+			strv_push(ret, xstrdup(address));
 }
 
 static void macs_in(const char *text, char ***ret)
@@ -189,6 +192,56 @@ static void find_addresses(Domain *d, const char *uri, char *const *given, char 
 	}
 }
 
+/* A question about each domain but one. Return: virsh's commands, or NULL for none */
+static char *script_for_others(const char *name, const char *names)
+{
+	_cleanup_free_ char *all = xstrdup(names);
+	char *script = NULL, *save = NULL;
+
+	for (char *other = strtok_r(all, "\n", &save); other; other = strtok_r(NULL, "\n", &save)) {
+		_cleanup_free_ char *word = virsh_quote(other), *before = script;
+
+		if (streq(other, name))
+			script = TAKE_PTR(before);
+		else
+			script = xasprintf("%sdumpxml %s --xpath '%s'; dumpxml %s --xpath '%s'; "
+					   "domifaddr %s --source lease; ",
+					   before ?: "", word, questions[METADATA], word, questions[FILTER], word);
+	}
+	return script;
+}
+
+char **domain_neighbours(const char *uri, const char *name, const char *names)
+{
+	_cleanup_free_ char *asked = NULL, *script = NULL, *all = NULL, *text = NULL;
+	char **addresses = NULL;
+
+	if (!names && virsh_ask(uri, "list --name", ANSWER_USEC, &asked, NULL) < 0)
+		return NULL;
+	script = script_for_others(name, names ?: asked);
+	if (!script)
+		return NULL;
+	all = xasprintf("%secho", script); /* whose status counts */
+	if (virsh_ask(uri, all, ANSWER_USEC, &text, NULL) >= 0)
+		addresses_in(text, &addresses);
+	return addresses;
+}
+
+/* What a guest claims is not another's. */
+static void drop_claimed(Domain *d, const char *uri)
+{
+	_cleanup_strv_ char **others = domain_neighbours(uri, d->name, d->others), **claimed = TAKE_PTR(d->addresses);
+
+	for (size_t i = 0; claimed && claimed[i]; i++)
+		if (strv_contains(others, claimed[i]))
+			fprintf(stderr,
+				"vmferry-libvirt: warning: the guest agent of %s claims %s, which is another "
+				"domain's\n",
+				d->name, claimed[i]);
+		else
+			strv_push(&d->addresses, xstrdup(claimed[i]));
+}
+
 int domain_learn(const char *uri, const char *name, char *const *given, bool needed, Domain *ret, Error **err)
 {
 	char *answers[ANSWERS] = {};
@@ -197,6 +250,8 @@ int domain_learn(const char *uri, const char *name, char *const *given, bool nee
 	if (r >= 0) {
 		take_answers(ret, answers);
 		find_addresses(ret, uri, given, answers, needed);
+		if (ret->source == FROM_AGENT && strv_length(ret->addresses))
+			drop_claimed(ret, uri);
 	}
 	for (size_t i = 0; i < ANSWERS; i++)
 		free(answers[i]);
@@ -205,27 +260,4 @@ int domain_learn(const char *uri, const char *name, char *const *given, bool nee
 	error_set(err, -EINVAL, "whose entries? Nothing says which addresses %s has", ret->name);
 	error_hint(err, "give --address, or put them into the domain's metadata: see vmferry-libvirt(1)");
 	return -EINVAL;
-}
-
-char **domain_neighbours(const char *uri, const Domain *d)
-{
-	_cleanup_free_ char *script = xstrdup(""), *names = xstrdup(d->others), *text = NULL;
-	char **addresses = NULL, *save = NULL;
-
-	for (char *name = strtok_r(names, "\n", &save); name; name = strtok_r(NULL, "\n", &save)) {
-		_cleanup_free_ char *word = virsh_quote(name), *before = script;
-
-		script = streq(name, d->name)
-				 ? xstrdup(before)
-				 : xasprintf("%sdumpxml %s --xpath '%s'; dumpxml %s --xpath '%s'; "
-					     "domifaddr %s --source lease; ",
-					     before, word, questions[METADATA], word, questions[FILTER], word);
-	}
-	if (*script) {
-		_cleanup_free_ char *all = xasprintf("%secho", script); /* whose status counts */
-
-		if (virsh_ask(uri, all, ANSWER_USEC, &text, NULL) >= 0)
-			addresses_in(text, &addresses);
-	}
-	return addresses;
 }

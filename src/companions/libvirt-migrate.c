@@ -12,6 +12,7 @@
 #include "basic/fd.h"
 #include "basic/process.h"
 #include "companions/libvirt.h"
+#include "companions/virsh-words.h"
 #include "conntrack/wire.h"
 #include "peer/destination.h"
 
@@ -22,11 +23,13 @@ typedef struct Migrate {
 	const Tool *tool;
 	sd_event *event;
 	const char *domain, *uri, *desturi; /* as given */
-	char *dname;			    /* the name it gets on the target */
+	const char *dname;		    /* the name it gets on the target, or NULL */
 	Domain known;
 	char **words;		/* of follow and flush: the selection */
 	Destination *from, *to; /* NULL: here */
 	bool hard;		/* libvirt leaves it paused */
+	bool suspend;		/* because the user says so */
+	bool verbose;		/* virsh shows how far it is */
 	bool resume;		/* which it is not to stay */
 	uint64_t hold;		/* microseconds it is left paused at most */
 	Helper *virsh, *follow, *receive, *cancel, *flush, *resume_here;
@@ -64,7 +67,6 @@ static void migrate_done(Migrate *m)
 	strv_free(m->words);
 	json_object_put(m->result);
 	domain_done(&m->known);
-	free(m->dname);
 }
 
 static void warn(const char *text, const char *more)
@@ -179,6 +181,7 @@ static void say_addresses(const Migrate *m)
 static int read_words(Migrate *m, Error **err)
 {
 	char *const *args = m->tool->args;
+	VirshWords words;
 
 	if (strv_length(args) < 2)
 		return error_set(err, -EINVAL, "migrate takes DOMAIN DEST-URI [VIRSH-OPTION...]");
@@ -186,27 +189,17 @@ static int read_words(Migrate *m, Error **err)
 	m->desturi = args[1];
 	m->hold = tool_number(m->tool, "bound", LIBVIRT_BOUND_MSEC) * USEC_PER_MSEC;
 	m->hard = !streq(tool_text(m->tool, "gate", "hard"), "soft");
-	for (size_t i = 2; args[i]; i++) {
-		const char *dname = startswith(args[i], "--dname=");
-
-		if (streq(args[i], "--offline") || streq(args[i], "--postcopy-resume"))
-			return error_set(err, -EINVAL, "%s: there are no connections to carry; use virsh itself",
-					 args[i]);
-		if (startswith(args[i], "--postcopy") || streq(args[i], "--timeout-postcopy"))
-			m->hard = false; /* a guest that is paused there cannot fetch its pages */
-		if (streq(args[i], "--suspend"))
-			m->resume = false;
-		if (!dname && streq(args[i], "--dname"))
-			dname = args[i + 1];
-		if (dname) {
-			free(m->dname);
-			m->dname = xstrdup(dname);
-		}
-	}
+	virsh_words_read(args + 2, &words);
+	if (words.refused)
+		return error_set(err, -EINVAL, "%s: there are no connections to carry; use virsh itself",
+				 words.refused);
+	m->hard &= !words.postcopy; /* a guest that is paused there cannot fetch its pages */
+	m->suspend = words.suspend;
+	m->verbose = words.verbose;
+	m->resume = !words.suspend;
+	m->dname = words.dname;
 	return 0;
 }
-
-/* ---- the three of them ---- */
 
 /* ---- the end on the source ---- */
 
@@ -265,7 +258,7 @@ static void start_flush(Migrate *m)
 		return;
 	words = conntrack_words(m, "flush");
 	/* Connections with guests that are still here are theirs, too: the firewall here goes on seeing them. */
-	spare = domain_neighbours(m->uri, &m->known);
+	spare = domain_neighbours(m->uri, m->known.name, m->known.others);
 	for (size_t i = 0; spare && spare[i]; i++)
 		strv_add(&words, "--spare=%s", spare[i]);
 	if (command_on(m->from, words, &argv, &err) < 0 ||
@@ -431,6 +424,8 @@ static void on_virsh_ended(_unused_ Helper *h, int status, void *userdata)
 	Migrate *m = userdata;
 
 	m->virsh_ended = true;
+	if (m->verbose)
+		fputc('\n', stderr); /* virsh --quiet does not */
 	m->status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 	if (m->status == 0)
 		switch_now(m);
@@ -573,7 +568,7 @@ static int start_virsh(Migrate *m, Error **err)
 	strv_push(&argv, xstrdup("migrate"));
 	for (size_t i = 0; args[i]; i++)
 		strv_push(&argv, xstrdup(args[i]));
-	if (m->hard && !strv_contains(args, "--suspend"))
+	if (m->hard && !m->suspend)
 		strv_push(&argv, xstrdup("--suspend"));
 	return helper_start(m->event,
 			    &(HelperSpec){.name = "virsh",
@@ -688,7 +683,6 @@ int libvirt_migrate(const Tool *tool, Error **err)
 		     .uri = tool_text(tool, "connect", NULL)};
 	int r;
 
-	m.resume = true;
 	r = read_words(&m, err);
 	if (r >= 0)
 		r = find_host(tool, "from", m.uri ?: getenv("LIBVIRT_DEFAULT_URI"), &m.from, err);

@@ -4,6 +4,7 @@
  * the guest that libvirt left paused. Nobody but it may have to: it goes on when the other end is cut, until the guest
  * runs or is gone.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -18,6 +19,7 @@
 #include "companions/counters.h"
 #include "companions/gate.h"
 #include "companions/libvirt.h"
+#include "conntrack/record.h"
 
 #define SETTLE_MSEC 1000
 #define LINE_MAX_LEN 65536
@@ -266,9 +268,52 @@ static int watch_signals(Receive *r)
 	return tool_signals(r->event, signals, ARRAY_SIZE(signals), on_terminate, r);
 }
 
+/* Addresses of other domains here, as far as libvirt knows them, and the host's own. */
+static CtSelect *others_here(const char *domain)
+{
+	_cleanup_strv_ char **addresses = domain_neighbours(NULL, domain, NULL);
+	CtSelect *all = NULL, *theirs = NULL;
+
+	if (ct_select_own(&all, NULL) < 0)
+		all = xcalloc(1, sizeof(*all));
+	if (strv_length(addresses) && ct_select_new(addresses, &theirs, NULL) >= 0)
+		ct_select_join(all, theirs, NULL);
+	ct_select_free(theirs);
+	return all;
+}
+
+/* Whatever the source says, a guest that comes gets no entry of one that is here. */
+static void take_away(CtSelect *from, const CtSelect *others, const char *domain)
+{
+	bool by_address = from->by_address;
+	char text[INET6_ADDRSTRLEN];
+
+	for (size_t i = 0; i < from->n_addresses; i++) {
+		const CtAddress *a = &from->addresses[i];
+
+		if (ct_select_has(others, a->family, a->bytes))
+			fprintf(stderr, "vmferry-libvirt: warning: %s is not taken for %s's: it is another's here\n",
+				inet_ntop(a->family, a->bytes, text, sizeof(text)), domain);
+	}
+	ct_select_join(from, NULL, others);
+	from->by_address = by_address; /* without any left, no entry is its */
+}
+
+static int open_apply(Receive *r, Error **err)
+{
+	CtSelect *others = others_here(r->transfer.domain);
+	const CtApplyOptions options = {
+		.max_entries = 1000000, .marks_mask = UINT32_MAX, .helpers = CT_ANY_HELPER, .foreign = others};
+	int e;
+
+	take_away(r->transfer.select, others, r->transfer.domain);
+	e = ct_apply_new(r->transfer.select, &options, &r->apply, err);
+	ct_select_free(others);
+	return e;
+}
+
 static int set_up(Receive *r, Error **err)
 {
-	const CtApplyOptions options = {.max_entries = 1000000, .marks_mask = UINT32_MAX, .helpers = CT_ANY_HELPER};
 	int e = transfer_read(STDIN_FILENO, &r->transfer, err);
 
 	if (e >= 0)
@@ -276,13 +321,13 @@ static int set_up(Receive *r, Error **err)
 	if (e >= 0)
 		e = watch_signals(r);
 	if (e >= 0)
-		e = ct_apply_new(r->transfer.select, &options, &r->apply, err);
-	if (e >= 0)
-		(void)ct_apply_survey(r->apply, r->event); /* what one of us left here that was killed */
+		e = watch_new(r->event, NULL, r->transfer.domain, &watch_handlers, r, &r->watch, err);
 	if (e >= 0)
 		e = gate_new(r->event, r->transfer.domain, r->transfer.bound, &r->gate, err);
 	if (e >= 0)
-		e = watch_new(r->event, NULL, r->transfer.domain, &watch_handlers, r, &r->watch, err);
+		e = open_apply(r, err);
+	if (e >= 0)
+		(void)ct_apply_survey(r->apply, r->event); /* what one of us left here that was killed */
 	if (e >= 0)
 		e = fd_nonblock(STDIN_FILENO, true);
 	if (e >= 0)

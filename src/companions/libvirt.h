@@ -137,9 +137,14 @@ typedef struct Domain {
 int domain_learn(const char *uri, const char *name, char *const *given, bool needed, Domain *ret, Error **err);
 void domain_done(Domain *domain);
 
-/** domain_neighbours() - addresses of the other domains there, as far as they are known without asking a guest.
- * strv_free() it */
-char **domain_neighbours(const char *uri, const Domain *domain);
+/**
+ * domain_neighbours() - addresses of the other domains there, as far as they are known without asking a guest
+ * @name: who is not meant
+ * @names: of all that run there, a line each; NULL: they are asked for
+ *
+ * Return: NULL when there are none or libvirt does not answer within 10 s; strv_free() it.
+ */
+char **domain_neighbours(const char *uri, const char *name, const char *names);
 
 /* ---- helper processes that say lines ---- */
 

@@ -3,6 +3,7 @@
 
 import json
 import pathlib
+import subprocess
 import time
 import uuid
 
@@ -14,7 +15,10 @@ CACHE = pathlib.Path("/var/cache/vmferry-test/libvirt")  # of what libvirt asks 
 MODULES = "/usr/lib/x86_64-linux-gnu/qemu"  # the installed QEMU's; 10.0 would look there, too, and end when libvirt asks for all it knows
 
 DAEMON_CONF = """
-listen_tls = 0
+listen_tls = {tls}
+ca_file = "{pki}/cacert.pem"
+cert_file = "{pki}/servercert.pem"
+key_file = "{pki}/serverkey.pem"
 listen_tcp = 1
 listen_addr = "{address}"
 auth_tcp = "none"
@@ -32,7 +36,12 @@ namespaces = []
 cgroup_controllers = []
 stdio_handler = "file"
 migration_host = "{address}"
+migrate_tls_x509_cert_dir = "{pki}"
+migrate_tls_x509_verify = 1
 """
+# What libvirt's TLS has and what QEMU's has.
+KEYS = ("cacert.pem", "servercert.pem", "serverkey.pem", "clientcert.pem", "clientkey.pem")
+QEMU_KEYS = ("ca-cert.pem", "server-cert.pem", "server-key.pem", "client-cert.pem", "client-key.pem")
 DOMAIN = """<domain type='{type}'>
   <name>{name}</name>
   <memory unit='MiB'>{memory}</memory>
@@ -60,9 +69,11 @@ DOMAIN = """<domain type='{type}'>
     <serial type='file'><source path='{console}'/></serial>
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
     <memballoon model='none'/>
+    {disks}
   </devices>
 </domain>
 """
+DISK = """<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{file}'/><target dev='{name}' bus='virtio'/></disk>"""
 NETWORK = "<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>"
 METADATA = "<v:vm xmlns:v='urn:vmferry:domain:1'>%s</v:vm>"
 HOOK = """#!/bin/sh
@@ -99,25 +110,27 @@ while os.wait()[0] != child:
 """
 
 
-def domain_xml(name, guest, memory=128, addresses=(), console="/dev/null", filtered=()):
-    """@addresses: what its metadata says, @filtered: what its network filter says"""
+def domain_xml(name, guest, memory=128, addresses=(), console="/dev/null", filtered=(), disks=()):
+    """@addresses: what its metadata says, @filtered: what its network filter says, @disks: paths of qcow2 images: vda, vdb"""
     parameters = "".join(f"<parameter name='IP' value='{a}'/>" for a in filtered)
     given = "".join(f"<v:address>{a}</v:address>" for a in addresses)
     return DOMAIN.format(
         type="kvm" if ACCEL == "kvm" else "qemu", name=name, memory=memory, kernel=guest.kernel, initrd=guest.initrd, append=guest.append,
         emulator=qemu(), mac=guest.mac, console=console, cpu="<cpu mode='host-passthrough'/>" if ACCEL == "kvm" else "",
-        metadata=METADATA % given if given else "", filter=f"<filterref filter='any'>{parameters}</filterref>" if filtered else "")
+        disks="".join(DISK.format(file=file, name=f"vd{'abc'[i]}") for i, file in enumerate(disks)), metadata=METADATA % given if given else "", filter=f"<filterref filter='any'>{parameters}</filterref>" if filtered else "")
 
 
 class Libvirt:
     """libvirtd on a host of the testbed; virsh finds it by LIBVIRT_DEFAULT_URI, which every command there has."""
 
-    def __init__(self, host):
+    def __init__(self, host, tls=False):
+        """@tls: its URI is qemu+tls://, with keys of an authority of this testbed"""
         self.host, self.dir = host, host.dir / "libvirt"
+        self.pki = host.bed.dir / "pki" / host.name
         for place in PLACES:
             (self.dir / place[1:]).mkdir(parents=True)
-        self.remote = f"qemu+tcp://{host.address}/system"
-        self.write_files()
+        self.remote = f"qemu+tls://{host.address}/system?pkipath={self.pki}" if tls else f"qemu+tcp://{host.address}/system"
+        self.write_files(tls)
         self.daemon = host.popen("unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", self.script(),
                                  stderr=(self.dir / "stderr").open("w"))
         self.wait_ready()
@@ -129,10 +142,29 @@ class Libvirt:
         self.virsh("net-create", "/dev/stdin", input=NETWORK)
         self.virsh("nwfilter-define", "/dev/stdin", input="<filter name='any'/>")
 
-    def write_files(self):
+    def make_keys(self):
+        """One certificate for both roles, by the authority that the first of the hosts makes."""
+        authority = self.pki.parent / "ca.pem"
+        new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2".split()
+        self.pki.mkdir(parents=True)
+        if not authority.exists():
+            subprocess.run([*new, "-subj", "/CN=authority", "-keyout", f"{authority}.key", "-out", authority, "-addext",
+                            "keyUsage=critical,keyCertSign"], check=True, capture_output=True)
+        key, cert = self.pki / "serverkey.pem", self.pki / "servercert.pem"
+        subprocess.run([*new, "-CA", authority, "-CAkey", f"{authority}.key", "-subj", f"/CN={self.host.name}", "-keyout", key, "-out", cert,
+                        "-addext", "basicConstraints=critical,CA:FALSE", "-addext", "keyUsage=critical,digitalSignature,keyEncipherment",
+                        "-addext", "extendedKeyUsage=serverAuth,clientAuth", "-addext", f"subjectAltName=IP:{self.host.address},DNS:{self.host.name}.{self.host.bed.prefix}"],
+                       check=True, capture_output=True)
+        for i, path in enumerate((authority, cert, key, cert, key)):
+            for name in {KEYS[i], QEMU_KEYS[i]} - {path.name}:
+                (self.pki / name).symlink_to(path)
+
+    def write_files(self, tls):
         d = self.dir
-        (d / "libvirtd.conf").write_text(DAEMON_CONF.format(address=self.host.address, uuid=uuid.uuid4()))
-        (d / "etc/libvirt/qemu.conf").write_text(QEMU_CONF.format(address=self.host.address))
+        if tls:
+            self.make_keys()
+        (d / "libvirtd.conf").write_text(DAEMON_CONF.format(address=self.host.address, uuid=uuid.uuid4(), tls=int(tls), pki=self.pki))
+        (d / "etc/libvirt/qemu.conf").write_text(QEMU_CONF.format(address=self.host.address, pki=self.pki))
         hook = d / "etc/libvirt/hooks/qemu"
         hook.parent.mkdir()
         hook.write_text(HOOK.format(log=d / "hook.log", enter=self.host.enter, hook=TREE / "data/libvirt-hook-qemu"))
@@ -156,12 +188,12 @@ class Libvirt:
     def virsh(self, *words, check=True, **more):
         return self.host.run("virsh", "-q", *words, check=check, **more)
 
-    def start(self, name="web1", guest=None, memory=128, addresses=()):
+    def start(self, name="web1", guest=None, memory=128, addresses=(), disks=()):
         """Start a domain, wait until its guest's servers are up."""
         guest = guest or Guest()
         xml = self.dir / f"{name}.xml"
         console = self.host.bed.dir / f"{name}.console"
-        xml.write_text(domain_xml(name, guest, memory, addresses, console))
+        xml.write_text(domain_xml(name, guest, memory, addresses, console, disks=disks))
         self.virsh("create", xml)
         wait_file(console, "READY")
         self.host.bed.flush_switch()

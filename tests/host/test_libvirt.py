@@ -177,7 +177,8 @@ def test_cancelled_and_tried_again(pair, streams):
     assert source.state() == "running" and target.state() is None
     pair.nothing_left(source, target)
     assert pair.entries(target) == [] and len(pair.entries(source)) >= 51
-    said = pair.move("--persistent", "--undefinesource", "--auto-converge", "--timeout=60", "--unsafe")  # virsh's business
+    said = pair.move("--persistent", "--undefinesource", "--auto-converge", "--compressed", "--timeout", "60", "--unsafe",
+                     "--migrateuri", f"tcp://{target.host.address}")  # virsh's business
     assert said["connections"] == "done" and "web1" in target.virsh("list", "--name", "--persistent").stdout
     target.virsh("undefine", "web1")
     streams.assert_alive()
@@ -286,6 +287,43 @@ def test_neighbours_connections_stay(pair):
     finally:
         source.virsh("destroy", "other")
         source.lease()
+
+
+def test_claimed_addresses(pair):
+    """What the guest's agent says is not believed where it is another domain's, and the target takes no entry of a domain that is there, whoever
+    names its address. In which form that one's is written does not count."""
+    source, target = pair.ends()
+    other = pair.bed.dir / "other.xml"
+    other.write_text(domain_xml("other", Guest(66), addresses=["FD00:0::0005"]))
+    entry = ("-p", "tcp", "-s", GUEST.ip6, "-d", "fd00::77", "--sport", "4006", "--dport", "80", "--state", "ESTABLISHED", "-t", "600", "-u",
+             "ASSURED,SEEN_REPLY")
+    source.virsh("create", other, "--paused")
+    try:
+        with known_from("agent", source, target):
+            said = pair.move(ours=())
+        assert said["addresses_from"] == "agent" and said["addresses"] == [GUEST.ip4], said
+        target.host.run("conntrack", "-I", *entry)
+        said = pair.move()
+        assert said["detail"]["refused"] >= 1 and "not" in said["detail"]["first_refused"], said
+        assert "sport=4006" not in "".join(source.host.conntrack("-f", "ipv6", "-p", "tcp"))
+    finally:
+        source.virsh("destroy", "other")
+    target.host.run("conntrack", "-F")
+
+
+def test_another_of_that_name_stays_paused(pair):
+    """libvirt refuses a domain that is there already; whoever has paused that one resumes it."""
+    source, target = pair.ends()
+    xml = pair.bed.dir / "same.xml"
+    xml.write_text(domain_xml("web1", Guest(66)))
+    target.virsh("create", xml, "--paused")
+    try:
+        process = source.host.run(*pair.words(target), check=False)
+        assert process.returncode == 1 and source.state() == "running"
+        pair.nothing_left(source, target)
+        assert target.state() == "paused"
+    finally:
+        target.virsh("destroy", "web1")
 
 
 def test_suspend_is_the_users(pair, streams):
