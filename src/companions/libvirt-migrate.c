@@ -11,27 +11,15 @@
 #include "basic/clock.h"
 #include "basic/fd.h"
 #include "basic/process.h"
-#include "companions/libvirt.h"
-#include "companions/virsh-words.h"
+#include "companions/libvirt-task.h"
 #include "conntrack/wire.h"
-#include "peer/destination.h"
 
 #define END_USEC (2 * USEC_PER_SEC)	  /* for the other ends, after virsh has ended */
 #define CANCEL_USEC (200 * USEC_PER_MSEC) /* until it is tried again */
 
 typedef struct Migrate {
-	const Tool *tool;
+	MigrateTask task;
 	sd_event *event;
-	const char *domain, *uri, *desturi; /* as given */
-	const char *dname;		    /* the name it gets on the target, or NULL */
-	Domain known;
-	char **words;		/* of follow and flush: the selection */
-	Destination *from, *to; /* NULL: here */
-	bool hard;		/* libvirt leaves it paused */
-	bool suspend;		/* because the user says so */
-	bool verbose;		/* virsh shows how far it is */
-	bool resume;		/* which it is not to stay */
-	uint64_t hold;		/* microseconds it is left paused at most */
 	Helper *virsh, *follow, *receive, *cancel, *flush, *resume_here;
 	Watch *watch;  /* on the source */
 	int switch_fd; /* closing it is the switch */
@@ -62,11 +50,8 @@ static void migrate_done(Migrate *m)
 	sd_event_source_disable_unref(m->again);
 	sd_event_source_disable_unref(m->late);
 	sd_event_unref(m->event);
-	destination_free(m->from);
-	destination_free(m->to);
-	strv_free(m->words);
 	json_object_put(m->result);
-	domain_done(&m->known);
+	migrate_task_done(&m->task);
 }
 
 static void warn(const char *text, const char *more)
@@ -74,153 +59,7 @@ static void warn(const char *text, const char *more)
 	fprintf(stderr, "vmferry-libvirt: warning: %s%s\n", text, more);
 }
 
-/* ---- where ---- */
-
-/*
- * The host in a libvirt URI, "driver+transport://[user@]host[:port]/...", as a destination; port and user are ssh's own
- * only where libvirt uses ssh. Return: text, or NULL where there is none: this host.
- */
-static char *uri_host(const char *uri)
-{
-	const char *sep = uri ? strstr(uri, "://") : NULL, *host = sep ? sep + 3 : NULL, *at;
-	size_t len = host ? strcspn(host, "/?#") : 0, scheme = sep ? (size_t)(sep - uri) : 0;
-	bool ssh = scheme >= 4 && strncmp(sep - 4, "+ssh", 4) == 0;
-
-	if (!len)
-		return NULL;
-	if (ssh)
-		return xasprintf("ssh://%.*s", (int)len, host);
-	at = memrchr(host, '@', len);
-	if (at) {
-		len -= (size_t)(at + 1 - host);
-		host = at + 1;
-	}
-	at = memrchr(host, ':', len);
-	if (at && !memchr(at, ']', len - (size_t)(at - host)))
-		len = (size_t)(at - host);
-	return xasprintf("ssh://%.*s", (int)len, host);
-}
-
-static int find_host(const Tool *tool, const char *option, const char *uri, Destination **ret, Error **err)
-{
-	const char *given = tool_text(tool, option, NULL);
-	_cleanup_free_ char *told = given ? NULL : uri_host(uri);
-	int r = given || told ? destination_parse(given ?: told, ret, err) : 0;
-
-	if (r < 0)
-		error_hint(err, "give --%s", option);
-	return r;
-}
-
-/* A command to run on a host: behind ssh, behind the words of exec:, or as it is. */
-static int command_on(const Destination *host, char *const *words, char ***ret, Error **err)
-{
-	_cleanup_free_ char *line = NULL;
-
-	if (!host || host->exec) {
-		*ret = host ? strv_copy(host->exec) : NULL;
-		for (size_t i = 0; words[i]; i++)
-			strv_push(ret, xstrdup(words[i]));
-		return 0;
-	}
-	/* Nothing in them needs quotes: they are ours, addresses, numbers. */
-	for (size_t i = 0; words[i]; i++) {
-		char *longer = line ? xasprintf("%s %s", line, words[i]) : xstrdup(words[i]);
-
-		free(line);
-		line = longer;
-	}
-	return destination_argv(host, &(DestinationOptions){.ssh = getenv("VMFERRY_SSH"), .remote_command = line}, NULL,
-				DESTINATION_COMMAND, ret, err);
-}
-
-/* ---- what is to be moved ---- */
-
-static int learn(Migrate *m, Error **err)
-{
-	_cleanup_strv_ char **given = NULL;
-	json_object *list;
-	int r;
-
-	if (json_get_array(m->tool->options, "address", &list))
-		for (size_t i = 0; i < json_object_array_length(list); i++)
-			strv_push(&given, xstrdup(json_object_get_string(json_object_array_get_idx(list, i))));
-	r = domain_learn(m->uri, m->domain, given, ct_select_empty(m->tool->select), &m->known, err);
-	m->resume &= !m->known.paused;
-	return r;
-}
-
-static json_object *addresses_json(const Migrate *m)
-{
-	json_object *list = json_object_new_array();
-
-	for (size_t i = 0; m->known.addresses && m->known.addresses[i]; i++)
-		json_object_array_add(list, json_object_new_string(m->known.addresses[i]));
-	return list;
-}
-
-/* Only where the operator has not named them: what a guest says of itself is to be seen. */
-static void say_addresses(const Migrate *m)
-{
-	_cleanup_free_ char *text = xstrdup("");
-
-	if (!strv_length(m->known.addresses) || m->known.source == FROM_OPTION)
-		return;
-	for (size_t i = 0; m->known.addresses[i]; i++) {
-		_cleanup_free_ char *before = text;
-
-		text = xasprintf("%s%s%s", before, i ? ", " : "", m->known.addresses[i]);
-	}
-	tool_say(m->tool,
-		 json_build("event", "s", "addresses", "domain", "s", m->known.name, "addresses", "o",
-			    addresses_json(m), "addresses_from", "s", domain_source_name(m->known.source), NULL),
-		 "%s: addresses %s, from its %s", m->known.name, text, domain_source_name(m->known.source));
-}
-
-/* Words for virsh that change what we do. */
-static int read_words(Migrate *m, Error **err)
-{
-	char *const *args = m->tool->args;
-	VirshWords words;
-
-	if (strv_length(args) < 2)
-		return error_set(err, -EINVAL, "migrate takes DOMAIN DEST-URI [VIRSH-OPTION...]");
-	m->domain = args[0];
-	m->desturi = args[1];
-	m->hold = tool_number(m->tool, "bound", LIBVIRT_BOUND_MSEC) * USEC_PER_MSEC;
-	m->hard = !streq(tool_text(m->tool, "gate", "hard"), "soft");
-	virsh_words_read(args + 2, &words);
-	if (words.refused)
-		return error_set(err, -EINVAL, "%s: there are no connections to carry; use virsh itself",
-				 words.refused);
-	m->hard &= !words.postcopy; /* a guest that is paused there cannot fetch its pages */
-	m->suspend = words.suspend;
-	m->verbose = words.verbose;
-	m->resume = !words.suspend;
-	m->dname = words.dname;
-	return 0;
-}
-
 /* ---- the end on the source ---- */
-
-static char **conntrack_words(const Migrate *m, const char *verb)
-{
-	char **words = NULL;
-
-	strv_push(&words, xstrdup("vmferry-conntrack"));
-	strv_push(&words, xstrdup(verb));
-	strv_push(&words, xstrdup("--json"));
-	for (size_t i = 0; m->known.addresses && m->known.addresses[i]; i++)
-		strv_add(&words, "--address=%s", m->known.addresses[i]);
-	for (size_t i = 0; i < 2; i++) {
-		static const char *const keys[] = {"mark", "zone"};
-		const char *text = tool_text(m->tool, keys[i], NULL);
-
-		if (text)
-			strv_add(&words, "--%s=%s", keys[i], text);
-	}
-	return words;
-}
 
 /* One that has nothing to say to us and hears nothing from us, but its end. */
 static int start_silent(Migrate *m, const char *name, char *const *argv, const HelperHandlers *handlers, Helper **ret,
@@ -243,7 +82,7 @@ static void on_flushed(_unused_ Helper *h, int status, void *userdata)
 
 static bool to_be_resumed(const Migrate *m)
 {
-	return m->hard && m->resume && !m->running && m->status == 0;
+	return m->task.hard && m->task.resume && !m->running && m->status == 0;
 }
 
 /* Once the guest runs there for good; not while follow would take it for news, which the target is to hear of. */
@@ -256,12 +95,12 @@ static void start_flush(Migrate *m)
 
 	if (!moved || m->flush || helper_running(m->follow))
 		return;
-	words = conntrack_words(m, "flush");
+	words = migrate_task_words(&m->task, "flush");
 	/* Connections with guests that are still here are theirs, too: the firewall here goes on seeing them. */
-	spare = domain_neighbours(m->uri, m->known.name, m->known.others);
+	spare = domain_neighbours(m->task.uri, m->task.known.name, m->task.known.others);
 	for (size_t i = 0; spare && spare[i]; i++)
 		strv_add(&words, "--spare=%s", spare[i]);
-	if (command_on(m->from, words, &argv, &err) < 0 ||
+	if (migrate_task_command(m->task.from, words, &argv, &err) < 0 ||
 	    start_silent(m, "vmferry-conntrack flush", argv, &handlers, &m->flush, &err) < 0)
 		warn("entries stay on the source: ", err->message);
 }
@@ -300,8 +139,8 @@ static int on_bound(_unused_ sd_event_source *s, _unused_ uint64_t usec, void *u
 
 	if (m->running || m->resume_here)
 		return 0;
-	name = virsh_quote(m->dname ?: m->known.name);
-	argv = virsh_words(m->desturi);
+	name = virsh_quote(m->task.name);
+	argv = virsh_words(m->task.desturi);
 	strv_add(&argv, "resume %s; domstate %s", name, name);
 	if (helper_start(m->event,
 			 &(HelperSpec){.name = "virsh resume",
@@ -353,14 +192,14 @@ static void on_cancelled(_unused_ Helper *h, int status, void *userdata)
 static int cancel(Migrate *m)
 {
 	static const HelperHandlers handlers = {.ended = on_cancelled};
-	_cleanup_strv_ char **argv = virsh_words(m->uri);
+	_cleanup_strv_ char **argv = virsh_words(m->task.uri);
 	_cleanup_error_ Error *err = NULL;
 
 	if (helper_running(m->cancel) || m->virsh_ended || !m->virsh)
 		return 0;
 	m->cancel = helper_free(m->cancel);
 	strv_push(&argv, xstrdup("domjobabort"));
-	strv_push(&argv, xstrdup(m->domain));
+	strv_push(&argv, xstrdup(m->task.domain));
 	if (start_silent(m, "virsh domjobabort", argv, &handlers, &m->cancel, &err) < 0)
 		warn("cannot cancel: ", err->message);
 	return 0;
@@ -424,7 +263,7 @@ static void on_virsh_ended(_unused_ Helper *h, int status, void *userdata)
 	Migrate *m = userdata;
 
 	m->virsh_ended = true;
-	if (m->verbose)
+	if (m->task.verbose)
 		fputc('\n', stderr); /* virsh --quiet does not */
 	m->status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 	if (m->status == 0)
@@ -433,7 +272,7 @@ static void on_virsh_ended(_unused_ Helper *h, int status, void *userdata)
 		ask_source(m);
 	(void)sd_event_add_time_relative(m->event, &m->late, CLOCK_MONOTONIC, END_USEC, 0, on_late, m);
 	if (to_be_resumed(m))
-		(void)sd_event_add_time_relative(m->event, &m->bound, CLOCK_MONOTONIC, m->hold, 0, on_bound, m);
+		(void)sd_event_add_time_relative(m->event, &m->bound, CLOCK_MONOTONIC, m->task.hold, 0, on_bound, m);
 	end_if_over(m);
 }
 
@@ -501,7 +340,7 @@ static int start_receive(Migrate *m, int in, Error **err)
 {
 	char *const words[] = {(char[]){"vmferry-libvirt"}, (char[]){"receive"}, NULL};
 	_cleanup_strv_ char **argv = NULL;
-	int r = command_on(m->to, words, &argv, err);
+	int r = migrate_task_command(m->task.to, words, &argv, err);
 
 	if (r < 0)
 		return r;
@@ -519,8 +358,8 @@ static int start_receive(Migrate *m, int in, Error **err)
 
 static int start_follow(Migrate *m, int out, Error **err)
 {
-	_cleanup_strv_ char **words = conntrack_words(m, "follow"), **argv = NULL;
-	int pipes[2], r = command_on(m->from, words, &argv, err);
+	_cleanup_strv_ char **words = migrate_task_words(&m->task, "follow"), **argv = NULL;
+	int pipes[2], r = migrate_task_command(m->task.from, words, &argv, err);
 
 	if (r < 0)
 		return r;
@@ -543,8 +382,8 @@ static int start_follow(Migrate *m, int out, Error **err)
 /* receive's input: its line first, then what follow writes. */
 static int start_ends(Migrate *m, Error **err)
 {
-	_cleanup_json_ json_object *o =
-		transfer_json(m->tool, m->dname ?: m->known.name, m->known.addresses, m->hard && m->resume, m->hold);
+	_cleanup_json_ json_object *o = transfer_json(m->task.tool, m->task.name, m->task.known.addresses,
+						      m->task.hard && m->task.resume, m->task.hold);
 	_cleanup_fd_ int in = -1;
 	_cleanup_free_ char *line = xasprintf("%s\n", json_text(o));
 	int pipes[2], r;
@@ -562,14 +401,14 @@ static int start_ends(Migrate *m, Error **err)
 
 static int start_virsh(Migrate *m, Error **err)
 {
-	_cleanup_strv_ char **argv = virsh_words(m->uri);
-	char *const *args = m->tool->args;
+	_cleanup_strv_ char **argv = virsh_words(m->task.uri);
+	char *const *args = m->task.tool->args;
 
 	strv_push(&argv, xstrdup("migrate"));
+	if (m->task.hard && !m->task.suspend)
+		strv_push(&argv, xstrdup("--suspend"));
 	for (size_t i = 0; args[i]; i++)
 		strv_push(&argv, xstrdup(args[i]));
-	if (m->hard && !m->suspend)
-		strv_push(&argv, xstrdup("--suspend"));
 	return helper_start(m->event,
 			    &(HelperSpec){.name = "virsh",
 					  .argv = argv,
@@ -610,7 +449,7 @@ static void start_watch(Migrate *m)
 	static const WatchHandlers handlers = {.life = on_life, .answer = on_answer, .lost = on_lost};
 	_cleanup_error_ Error *err = NULL;
 
-	if (watch_new(m->event, m->uri, m->known.name, &handlers, m, &m->watch, &err) < 0)
+	if (watch_new(m->event, m->task.uri, m->task.known.name, &handlers, m, &m->watch, &err) < 0)
 		warn("", err->message);
 }
 
@@ -633,7 +472,7 @@ static int see_it_run(const Migrate *m, Error **err)
 {
 	if (!to_be_resumed(m))
 		return 0;
-	error_set(err, -EIO, "%s is paused on the target and could not be resumed", m->known.name);
+	error_set(err, -EIO, "%s is paused on the target and could not be resumed", m->task.known.name);
 	error_hint(err, "virsh resume there");
 	return -EIO;
 }
@@ -641,18 +480,18 @@ static int see_it_run(const Migrate *m, Error **err)
 static int report(const Migrate *m)
 {
 	uint64_t wall = now_usec() - m->begin, applied = 0, held = 0;
-	const char *event = "none", *gate = !m->hard ? "soft" : m->resumed_here ? "source" : "none";
+	const char *event = "none", *gate = !m->task.hard ? "soft" : m->resumed_here ? "source" : "none";
 
 	(void)json_get_string(m->result, "event", &event);
 	(void)json_get_string(m->result, "gate", &gate);
 	(void)json_get_u64(m->result, "applied", &applied);
 	(void)json_get_u64(m->result, "held_usec", &held);
-	tool_say(m->tool,
-		 json_build("event", "s", "migrated", "domain", "s", m->known.name, "connections", "s", event,
+	tool_say(m->task.tool,
+		 json_build("event", "s", "migrated", "domain", "s", m->task.known.name, "connections", "s", event,
 			    "applied", "u", applied, "gate", "s", gate, "held_usec", "u", held, "wall_usec", "u", wall,
-			    "addresses", "o", addresses_json(m), "addresses_from", "s",
-			    domain_source_name(m->known.source), "detail", "o", json_object_get(m->result), NULL),
-		 "%s: migrated with %" PRIu64 " connections%s, held for %" PRIu64 ".%" PRIu64 " ms", m->known.name,
+			    "addresses", "o", migrate_task_addresses(&m->task), "addresses_from", "s",
+			    domain_source_name(m->task.known.source), "detail", "o", json_object_get(m->result), NULL),
+		 "%s: migrated with %" PRIu64 " connections%s, held for %" PRIu64 ".%" PRIu64 " ms", m->task.known.name,
 		 applied, streq(event, "done") ? "" : " (not all that changed last)", held / 1000, held / 100 % 10);
 	return 0;
 }
@@ -676,22 +515,9 @@ static int move(Migrate *m, Error **err)
 int libvirt_migrate(const Tool *tool, Error **err)
 {
 	_cleanup_(migrate_done)
-	Migrate m = {.tool = tool,
-		     .switch_fd = -1,
-		     .stream = -1,
-		     .begin = now_usec(),
-		     .uri = tool_text(tool, "connect", NULL)};
-	int r;
+	Migrate m = {.switch_fd = -1, .stream = -1, .begin = now_usec()};
+	int r = migrate_task_read(tool, &m.task, err);
 
-	r = read_words(&m, err);
-	if (r >= 0)
-		r = find_host(tool, "from", m.uri ?: getenv("LIBVIRT_DEFAULT_URI"), &m.from, err);
-	if (r >= 0)
-		r = find_host(tool, "to", m.desturi, &m.to, err);
-	if (r >= 0)
-		r = learn(&m, err);
-	if (r >= 0)
-		say_addresses(&m);
 	if (r >= 0)
 		r = move(&m, err);
 	if (r >= 0)

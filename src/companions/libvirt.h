@@ -28,7 +28,7 @@ typedef struct Transfer {
 	uint64_t bound;
 } Transfer;
 
-/** transfer_write() - @o of a transfer, from the verb's options. Return: the object */
+/** transfer_json() - a transfer, from the verb's options. Return: a new object */
 json_object *transfer_json(const Tool *tool, const char *domain, char *const *addresses, bool resume, uint64_t bound);
 /** transfer_read() - take the line from @fd, and no byte more. Return: 0, or negative errno with @err set */
 int transfer_read(int fd, Transfer *ret, Error **err);

@@ -16,9 +16,6 @@ MODULES = "/usr/lib/x86_64-linux-gnu/qemu"  # the installed QEMU's; 10.0 would l
 
 DAEMON_CONF = """
 listen_tls = {tls}
-ca_file = "{pki}/cacert.pem"
-cert_file = "{pki}/servercert.pem"
-key_file = "{pki}/serverkey.pem"
 listen_tcp = 1
 listen_addr = "{address}"
 auth_tcp = "none"
@@ -36,6 +33,13 @@ namespaces = []
 cgroup_controllers = []
 stdio_handler = "file"
 migration_host = "{address}"
+"""
+TLS_DAEMON_CONF = """
+ca_file = "{pki}/cacert.pem"
+cert_file = "{pki}/servercert.pem"
+key_file = "{pki}/serverkey.pem"
+"""
+TLS_QEMU_CONF = """
 migrate_tls_x509_cert_dir = "{pki}"
 migrate_tls_x509_verify = 1
 """
@@ -163,8 +167,9 @@ class Libvirt:
         d = self.dir
         if tls:
             self.make_keys()
-        (d / "libvirtd.conf").write_text(DAEMON_CONF.format(address=self.host.address, uuid=uuid.uuid4(), tls=int(tls), pki=self.pki))
-        (d / "etc/libvirt/qemu.conf").write_text(QEMU_CONF.format(address=self.host.address, pki=self.pki))
+        for path, text, more in (("libvirtd.conf", DAEMON_CONF, TLS_DAEMON_CONF), ("etc/libvirt/qemu.conf", QEMU_CONF, TLS_QEMU_CONF)):
+            text = text + more if tls else text
+            (d / path).write_text(text.format(address=self.host.address, uuid=uuid.uuid4(), tls=int(tls), pki=self.pki))
         hook = d / "etc/libvirt/hooks/qemu"
         hook.parent.mkdir()
         hook.write_text(HOOK.format(log=d / "hook.log", enter=self.host.enter, hook=TREE / "data/libvirt-hook-qemu"))
