@@ -324,6 +324,8 @@ static int launch(Launch *l, QemuProcess **ret, Error **err)
 			error_hint(err, "install QEMU, or say in `binary` where it is");
 		if (process->pid == -EBUSY && start->lease)
 			error_hint(err, "another host has the lease: the VM runs there, and its QEMU may be being changed");
+		if (process->pid == -ENOTCONN && start->lease)
+			error_hint(err, "sanlock, which manages the lease, does not answer on this host");
 		return (int)process->pid;
 	}
 	*ret = TAKE_PTR(process);

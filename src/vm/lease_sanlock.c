@@ -413,7 +413,7 @@ static int sanlock_enter(Lease *lease, int number)
 	int sock = sanlock_register(), rv;
 
 	if (sock < 0)
-		return errno_of(sock);
+		return -ENOTCONN;
 	rv = sanlock_restrict(sock, SANLK_RESTRICT_SIGTERM);
 	if (rv >= 0 && lease->deferred)
 		rv = acquire(lease, sock, lease->generation);

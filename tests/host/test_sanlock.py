@@ -89,6 +89,12 @@ class Sanlock:
         assert not check or done["status"] == "completed", done
         return done
 
+    def number(self, host):
+        return 1 if host is self.bed.a else 2
+
+    def leave(self, host):
+        self.client(host, "rem_lockspace", "-s", f"vms:{self.number(host)}:{self.path}:0")
+
     def move(self):
         self.here.migrate("web1", self.there, "--transport=tcp")
         self.swap()
@@ -252,6 +258,19 @@ def test_cannot_be_shared(leased):
 
 @needs_faults
 @needs_old
+def test_daemon_does_not_answer(leased):
+    """The new QEMU cannot be made known to it: the old one goes on, and a check says so as well."""
+    before, socket = leased.alone(), leased.here.dir / "sanlock" / "sanlock.sock"
+    away = socket.with_name("away")
+    for option in ([], ["--check"]):
+        with injected(leased.here, {("START_NEW", "before"): lambda: os.rename(socket, away), ("KILL_NEW", "before"): lambda: os.rename(away, socket)}):
+            done = leased.upgrade(*option, check=False)
+        assert "sanlock" in (done["findings"] if option else [done["error"]])[0]["hint"], done
+    assert leased.alone()["pid"] == before["pid"]
+
+
+@needs_faults
+@needs_old
 def test_stays_shared(leased):
     """It cannot be made the one QEMU's alone after an upgrade: it protects as well. The next upgrade tries again; a migration hands it over."""
     away = leased.bed.dir / "away"
@@ -309,7 +328,7 @@ def test_taken_while_a_file_has_the_guest(leased):
 
     with injected(here, {("START_FILL", "before"): take}):
         done = leased.upgrade("--way=save", check=False)
-    number = 1 if there is leased.bed.a else 2
+    number = leased.number(there)
     assert done["status"] == "failed" and f"is held by host {number} of vms" in done["error"]["message"], done
     wait_state(here, "gone")
     refused = here.vmferry("start", "web1", check=False)
@@ -327,11 +346,33 @@ def test_taken_while_a_file_has_the_guest(leased):
 
 def test_lost(leased):
     """sanlock gives up its place in the lockspace, and kills who has a lease in it."""
-    here, there = leased.here, leased.there
-    pid = here.status("web1")["pid"]
-    number = 1 if here is leased.bed.a else 2
-    leased.client(here, "rem_lockspace", "-s", f"vms:{number}:{leased.path}:0")
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+    if os.path.exists(OLD):
+        leased.upgrade()  # it knows the new one
+    here = leased.here
+    leased.leave(here)
+    wait_until(lambda: not qemus(here))
     assert here.wait_clean() == []
+    log = here.vmferry("log", "web1").stdout
+    assert "lease lost" in log, log
+
+
+@pytest.mark.long
+@needs_faults
+@needs_old
+def test_lost_while_two_have_it(leased):
+    """It kills both."""
+    leased.swap()
+    here = leased.here
+    leased.start(here)
+    seen = []
+
+    def lose():
+        seen.append(len(leased.parts(here)))
+        leased.leave(here)
+        wait_until(lambda: not qemus(here))
+
+    with injected(here, {("START_UPGRADE", "before"): lose}):
+        leased.upgrade(check=False)
+    assert seen == [2] and here.wait_clean() == []
     log = here.vmferry("log", "web1").stdout
     assert "lease lost" in log, log
