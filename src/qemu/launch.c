@@ -296,6 +296,24 @@ static void raise_fd_limit(void)
 	(void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+static void start_hint(int error, const Lease *lease, Error **err)
+{
+	static const struct {
+		int error;
+		bool lease; /* from lease_enter() */
+		const char *hint;
+	} hints[] = {
+		{-ENOENT, false, "install QEMU, or say in `binary` where it is"},
+		{-EBUSY, true, "another host has the lease: the VM runs there, and its QEMU may be being changed"},
+		{-ESTALE, true, "another host has taken the lease a moment ago"},
+		{-ENOTCONN, true, "sanlock, which manages the lease, does not answer on this host"},
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(hints); i++)
+		if (hints[i].error == error && (lease || !hints[i].lease))
+			error_hint(err, "%s", hints[i].hint);
+}
+
 static int launch(Launch *l, QemuProcess **ret, Error **err)
 {
 	const QemuStart *start = l->start;
@@ -320,12 +338,7 @@ static int launch(Launch *l, QemuProcess **ret, Error **err)
 	spawn.n_fds = l->n_fds;
 	process->pid = process_spawn(&spawn, &process->pidfd, err);
 	if (process->pid < 0) {
-		if (process->pid == -ENOENT)
-			error_hint(err, "install QEMU, or say in `binary` where it is");
-		if (process->pid == -EBUSY && start->lease)
-			error_hint(err, "another host has the lease: the VM runs there, and its QEMU may be being changed");
-		if (process->pid == -ENOTCONN && start->lease)
-			error_hint(err, "sanlock, which manages the lease, does not answer on this host");
+		start_hint((int)process->pid, start->lease, err);
 		return (int)process->pid;
 	}
 	*ret = TAKE_PTR(process);

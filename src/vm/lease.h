@@ -135,7 +135,8 @@ int lease_fd(const Lease *lease);
  * lease_enter() - in the process that becomes QEMU, with root's rights: register it with who manages the lease
  * @number: of the fd to keep open, where there is one
  *
- * Return: 0 or negative errno: -ENOTCONN there is nobody to manage it, -EBUSY another host has it.
+ * Return: 0 or negative errno: -ENOTCONN there is nobody to manage it, -EBUSY another host has it,
+ * -ESTALE it has taken it a moment ago.
  */
 int lease_enter(Lease *lease, int number);
 

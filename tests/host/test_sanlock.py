@@ -320,11 +320,11 @@ def test_upgrade_fault(leased, point):
 def test_taken_while_a_file_has_the_guest(leased):
     """Another host takes it when no QEMU of ours is there: the guest goes on nowhere, and its file is kept."""
     here, there = leased.here, leased.there
-    holder = []
+    holder, before = [], leased.alone()["lease"]["generation"]
 
     def take():
         holder.append(there.popen("sanlock", "client", "command", "-r", f"vms:web1:{leased.path}:{MIB}", "-c", "/bin/sleep", "600"))
-        wait_until(lambda: leased.parts(there))
+        wait_until(lambda: leased.lver() > before)  # written
 
     with injected(here, {("START_FILL", "before"): take}):
         done = leased.upgrade("--way=save", check=False)
