@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from faults import qemus
 from probe import ECHO
-from testbed import BUILD, Guest, wait_file
+from testbed import BUILD, LIMIT, Guest, wait_file, wait_until
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -135,8 +135,9 @@ def test_memory_arrives_whole(bed, vm):
 def test_connections_opened_while_memory_moves(bed, vm):
     """What is new since the first dump of the table travels too."""
     bed.ask(vm, "fill 32")
-    words = ["migrate", "web1", bed.b.exec_destination(), "--transport=tcp", "--bandwidth=20M", "--json", "--progress=none"]
+    words = ["migrate", "web1", bed.b.exec_destination(), "--transport=tcp", "--bandwidth=4M", "--json", "--progress=none"]
     mover = bed.a.popen("vmferry", *words, stdout=subprocess.DEVNULL)
+    wait_until(lambda: (bed.a.status("web1").get("migration") or {}).get("state") == "perform")
     with contextlib.ExitStack() as stack:
         opened = []
 
@@ -147,7 +148,9 @@ def test_connections_opened_while_memory_moves(bed, vm):
         while mover.poll() is None and len(opened) < 500:
             opened.append(stack.enter_context(bed.connect(vm.ip4, ECHO)))
             echo(opened[-1])
-        assert mover.wait(60) == 0 and len(opened) > 20
+            if len(opened) == 30:
+                bed.a.vmferry("set", "web1", "bandwidth=1G")
+        assert mover.wait(LIMIT) == 0 and len(opened) >= 30
         assert [echo(s) for s in opened] == [b"x"] * len(opened)
 
 
