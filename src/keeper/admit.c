@@ -5,9 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "keeper/fault.h"
 #include "keeper/local.h"
 #include "keeper/move.h"
 #include "keeper/scope.h"
+#include "keeper/worker.h"
 
 #define SHARED_HINT "shared = true needs storage that both hosts mount; is it mounted on the target?"
 
@@ -148,7 +150,7 @@ static int check_memory(const PrepareCookie *p, const VmDefinition *def, Room **
 	return host_check_memory(&need, takes ? ret : NULL, err);
 }
 
-static int check_definition(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Room **ret_room, Error **err)
+static int read_definition(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Error **err)
 {
 	Keeper *k = c->keeper;
 	_cleanup_(vm_definition_freep)
@@ -161,10 +163,23 @@ static int check_definition(PeerConnection *c, const PrepareCookie *p, VmDefinit
 	for (size_t i = 0; r >= 0 && i < def->n_nics; i++)
 		if (!def->nics[i].mac)
 			r = error_set(err, -EPROTO, "the definition is not pinned: nic %s has no MAC", def->nics[i].id);
-	if (r >= 0 && k->conf->binary) {
+	if (r < 0)
+		return r;
+	if (k->conf->binary) {
 		free(def->binary);
 		def->binary = xstrdup(k->conf->binary);
 	}
+	*ret = TAKE_PTR(def);
+	return 0;
+}
+
+static int check_definition(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Room **ret_room, Error **err)
+{
+	Keeper *k = c->keeper;
+	_cleanup_(vm_definition_freep)
+	VmDefinition *def = NULL;
+	int r = read_definition(c, p, &def, err);
+
 	if (r >= 0)
 		r = host_policy_check(k->conf, c->host_id, c->host_name, def, err);
 	if (r >= 0)
@@ -200,4 +215,120 @@ int target_admit(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, 
 	if (r >= 0)
 		r = check_transport(k, p, err);
 	return r < 0 ? r : check_definition(c, p, ret, ret_room, err);
+}
+
+/* ---- does the storage answer? ---- */
+
+struct Admission {
+	PeerConnection *c;
+	PrepareCookie p;
+	VmDefinition *def;
+	sd_bus_message *message;
+	Worker *worker;
+	size_t answered; /* of the looks */
+};
+
+static int look_at_disks(const Admission *a)
+{
+	Keeper *k = a->c->keeper;
+	int r = host_policy_check(k->conf, a->c->host_id, a->c->host_name, a->def, NULL);
+
+	if (r >= 0)
+		r = check_disks(a->def, &a->p, NULL);
+	return r < 0 ? r : host_check_resources(k->conf, a->def, NULL);
+}
+
+static int look_at_lease(const Admission *a)
+{
+	return keeper_lease_admit(a->c->keeper, &a->p, a->def, NULL);
+}
+
+/* What target_admit() will find is nothing new; only whether it finds it in time. */
+static const struct {
+	int (*look)(const Admission *a);
+	const char *what;
+} looks[] = {{look_at_disks, "the disks' storage"}, {look_at_lease, "the lease's storage"}};
+
+/* In a worker. One that is refused has been looked at; what comes after it is not. */
+static int look(const char *request, WorkerAnswer *answer, void *userdata)
+{
+	static bool refused;
+	size_t i;
+
+	(void)answer;
+	memcpy(&i, request, sizeof(i));
+	fault_storage(looks[i].what);
+	refused = refused || looks[i].look(userdata) < 0;
+	return 0;
+}
+
+Admission *target_admission_free(Admission *a)
+{
+	if (!a)
+		return NULL;
+	worker_free(a->worker);
+	cookie_clear(&prepare_cookie, &a->p);
+	vm_definition_free(a->def);
+	sd_bus_message_unref(a->message);
+	free(a);
+	return NULL;
+}
+
+static void on_looked(WorkerAnswer *answer, void *userdata)
+{
+	Admission *a = userdata;
+	Keeper *k = a->c->keeper;
+	_cleanup_error_ Error *err = NULL;
+
+	if (answer->r == -ETIMEDOUT) {
+		const char *path = a->answered > 0 || a->def->n_disks == 0 ? a->def->lease_path : a->def->disks[0].file;
+
+		error_set(&err, -ETIMEDOUT, "%s does not answer on %s (%s)", looks[a->answered].what,
+			  k->conf->host_name, path);
+		error_hint(&err, "is it mounted there, and is its server there?");
+	} else if (++a->answered < ARRAY_SIZE(looks)) {
+		return;
+	}
+	k->admission = NULL;
+	target_looked(a->c, &a->p, a->message, err);
+	target_admission_free(a);
+}
+
+int target_look(PeerConnection *c, PrepareCookie *p, sd_bus_message *message, Error **err)
+{
+	Keeper *k = c->keeper;
+	Admission *a = xcalloc(1, sizeof(*a));
+	WorkerJob job = {.serve = look, .userdata = a, .keep_fd = -1};
+	int r;
+
+	a->c = c;
+	a->p = *p;
+	a->message = sd_bus_message_ref(message);
+	r = k->admission ? error_set(err, -EBUSY, "another migration of %s is being looked at", k->name)
+			 : read_definition(c, p, &a->def, err);
+	if (r >= 0 && a->def->n_disks == 0 && a->def->lease == LEASE_NONE) {
+		r = 0;
+	} else if (r >= 0) {
+		r = worker_new(k->event, &job, &a->worker, err);
+		for (size_t i = 0; r >= 0 && i < ARRAY_SIZE(looks); i++)
+			r = worker_ask(a->worker, &i, sizeof(i), k->conf->deadlines.prepare / 2, on_looked, a);
+		if (r < 0)
+			error_set(err, r, "cannot look at the storage: %s", strerror(-r));
+	}
+	if (r >= 0 && a->worker) {
+		*p = (PrepareCookie){};
+		k->admission = a;
+		return 1;
+	}
+	a->p = (PrepareCookie){};
+	target_admission_free(a);
+	return r;
+}
+
+void target_look_drop(PeerConnection *c)
+{
+	Keeper *k = c->keeper;
+
+	if (k->admission && k->admission->c == c)
+		k->admission = target_admission_free(k->admission);
 }

@@ -2,6 +2,7 @@
 #include "keeper/fault.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -141,6 +142,19 @@ static int fault_from_test(Move *m, const char *when, const char *action)
 	n = fd_read_all(fd, victim, sizeof(victim) - 1);
 	victim[n > 0 ? n : 0] = '\0';
 	return strike(m, victim, when, action);
+}
+
+void fault_storage(const char *what)
+{
+	_cleanup_free_ char *path = xasprintf("%s/silent", config_dir());
+
+	for (;;) {
+		_cleanup_free_ char *text = NULL;
+
+		if (file_read(path, 256, &text, NULL) < 0 || !streq(text, what))
+			return;
+		(void)poll(NULL, 0, 20);
+	}
 }
 
 int fault_point(Move *m, MoveAction action, bool before)

@@ -18,7 +18,14 @@
 #ifdef VMFERRY_FAULTS
 /** fault_point() - Return: 0, or negative errno if the action has to fail */
 int fault_point(Move *m, MoveAction action, bool before);
+/** fault_storage() - in a worker: does not answer as long as CONFIG_DIR/silent says @what */
+void fault_storage(const char *what);
 #else
+static inline void fault_storage(const char *what)
+{
+	(void)what;
+}
+
 static inline int fault_point(Move *m, MoveAction action, bool before)
 {
 	(void)m;

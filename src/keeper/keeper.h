@@ -74,6 +74,7 @@ typedef struct Move Move;
 typedef struct Data Data;
 typedef struct Stats Stats;
 typedef struct Worker Worker;
+typedef struct Admission Admission;
 
 /* A control call that is answered later. */
 typedef enum WaitFor { WAIT_OFF, WAIT_PAUSED, WAIT_RUNNING, WAIT_CANCEL } WaitFor;
@@ -160,6 +161,7 @@ struct Keeper {
 	Client *clients;
 	Client *relay; /* one of them: makes the streams of a migration with --direct */
 	PeerConnection *peers;
+	Admission *admission; /* a Prepare whose storage is looked at, NULL: none */
 	Waiter *waiters;
 	Console *console;
 

@@ -403,6 +403,19 @@ int do_fall_back(Move *m);
  */
 int target_admit(PeerConnection *c, const PrepareCookie *p, VmDefinition **ret, Room **ret_room, Error **err);
 
+/**
+ * target_look() - before that: whether the storage of what wants to come answers; then target_looked() is called
+ * @p: taken over if 1 is returned
+ *
+ * Return: 1; 0: nothing is to be looked at; or negative errno with @err set.
+ */
+int target_look(PeerConnection *c, PrepareCookie *p, sd_bus_message *message, Error **err);
+/** target_look_drop() - the connection is gone */
+void target_look_drop(PeerConnection *c);
+Admission *target_admission_free(Admission *a);
+/** target_looked() - go on with a Prepare; @silent: what has not answered, NULL: all has */
+void target_looked(PeerConnection *c, PrepareCookie *p, sd_bus_message *message, const Error *silent);
+
 /* ---- target.c, owner.c ---- */
 int do_start_qemu(Move *m);
 int do_prepare_reply(Move *m);

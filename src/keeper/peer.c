@@ -23,6 +23,7 @@ static void connection_free(PeerConnection *c)
 	sd_event_source_disable_unref(c->io);
 	sd_event_source_disable_unref(c->timer);
 	prove_close(c);
+	target_look_drop(c);
 	fd_close(c->fd);
 	link_free(c->link);
 	free(c->host_id);
@@ -254,6 +255,7 @@ static void on_lost(const Error *err, void *userdata)
 	Move *m = c->keeper->move;
 
 	log_debug("peer connection ended: %s", err ? err->message : "EOF");
+	target_look_drop(c);
 	if (m->from == c) {
 		m->from = NULL;
 		m->prepare_message = sd_bus_message_unref(m->prepare_message);

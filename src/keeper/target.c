@@ -46,33 +46,58 @@ static int begin(PeerConnection *c, PrepareCookie *p, VmDefinition *def, Room *r
 	return 1;
 }
 
-int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *error)
+static int answer_prepare(PeerConnection *c, PrepareCookie *p, sd_bus_message *message, Error **err)
 {
 	Keeper *k = c->keeper;
-	_cleanup_error_ Error *err = NULL;
-	PrepareCookie p = {};
 	VmDefinition *def = NULL;
 	Room *room = NULL;
+	PrepareReply reply = {};
+	const char *advice;
+	int r = target_admit(c, p, &def, &room, err);
+
+	if (r < 0)
+		return r;
+	if (!p->check_only)
+		return begin(c, p, def, room, message);
+	advice = qemu_memory_advice(def);
+	sink_tell_check(k, def, &reply);
+	if (advice)
+		strv_add(&reply.warnings, "%s", advice);
+	vm_definition_free(def);
+	r = cookie_reply(message, &prepare_reply, &reply);
+	strv_free(reply.warnings);
+	return r < 0 ? error_set(err, r, "cannot answer: %s", strerror(-r)) : r;
+}
+
+static void refused(const PeerConnection *c, const Error *err)
+{
+	log_warning("refused %s from %s: %s", c->keeper->name, c->host_name, err->message);
+}
+
+void target_looked(PeerConnection *c, PrepareCookie *p, sd_bus_message *message, const Error *silent)
+{
+	_cleanup_error_ Error *err = NULL;
+
+	if (!silent && answer_prepare(c, p, message, &err) >= 0)
+		return;
+	refused(c, silent ? silent : err);
+	bus_reply_error(message, "Denied", silent ? silent : err);
+}
+
+int target_prepare(PeerConnection *c, sd_bus_message *message, sd_bus_error *error)
+{
+	_cleanup_error_ Error *err = NULL;
+	PrepareCookie p = {};
 	int r;
 
 	(void)sd_bus_message_sensitive(message); /* it has the key */
 	r = cookie_read(message, &prepare_cookie, peer_features, &p, &err);
 	if (r >= 0)
-		r = target_admit(c, &p, &def, &room, &err);
-	if (r >= 0 && p.check_only) {
-		const char *advice = qemu_memory_advice(def);
-		PrepareReply reply = {};
-
-		sink_tell_check(k, def, &reply);
-		if (advice)
-			strv_add(&reply.warnings, "%s", advice);
-		vm_definition_free(def);
-		r = cookie_reply(message, &prepare_reply, &reply);
-		strv_free(reply.warnings);
-	} else if (r >= 0) {
-		r = begin(c, &p, def, room, message);
-	} else {
-		log_warning("refused %s from %s: %s", k->name, c->host_name, err->message);
+		r = target_look(c, &p, message, &err);
+	if (r == 0)
+		r = answer_prepare(c, &p, message, &err);
+	if (r < 0) {
+		refused(c, err);
 		r = bus_error(error, "Denied", err);
 	}
 	cookie_clear(&prepare_cookie, &p);

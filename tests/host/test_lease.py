@@ -379,6 +379,29 @@ def test_storage_that_does_not_answer(leased, storage):
     assert leased.holder() == ("b", 2, True)
 
 
+@needs_faults
+@pytest.mark.parametrize("what", ["the lease's storage"])
+def test_look_that_does_not_end(leased, what):
+    """On the target, before anything is begun: it goes on answering, and says what it was that did not."""
+    a, b = leased.here, leased.there
+    b.write_conf("deadlines { connect = 5 prepare = 4 switchover = 3 finish = 3 link = 3 }\n")
+    leased.start()
+    (b.config / "silent").write_text(what)
+    mover = a.popen("vmferry", "migrate", "web1", b.exec_destination(), "--transport=tcp", "--progress=none", "--json",
+                    stdout=-1, stderr=-1, text=True)
+    wait_until(lambda: (a.status("web1").get("migration") or {}).get("state") == "prepare")
+    assert b.vmferry("status", "web1", check=False).returncode == 0  # while it looks
+    out, err = mover.communicate(timeout=LIMIT)
+    result = json.loads(out.strip().split("\n")[-1])
+    wanted = f"{what} does not answer on b ({leased.path})"
+    assert wanted in result["error"]["message"] and result["guest"] == "running here", out + err
+    assert b.wait_clean() == [] and state(a)[0] == "running" and leased.holder() == ("a", 1, True)
+    (b.config / "silent").unlink()
+    a.migrate("web1", b, "--transport=tcp")
+    leased.swap()
+    settled(leased)
+
+
 # ---- refused ----
 
 
