@@ -103,6 +103,9 @@ MOVE_SEEDS = [
 UPGRADE_SEEDS = [
     Seed("no note of an upgrade", [("U_BEGIN", "ENTER", "NOTE_UPGRADE", "U_START", ["START_NEW"])]),
     Seed("the note leaves a record of the former upgrade", frame="RECORD_LEFT", faults=3, attempts=2, paused=1),
+    Seed("the record names a new one that has not answered since it loaded", [("U_LOAD", "LOADED", "ASK_NEW", "U_CHECK", [])]),
+    Seed("a new one that hangs is waited for without an end", [("U_LOOK", "DEADLINE", "", "U_LOOK", [])]),
+    Seed("nobody is told that the new one does not answer", [("U_RESUMING", "DEADLINE", "SAY_SILENT", "U_RESUMING", [])]),
     Seed("SIGKILL to the old one before the record", [("U_CHECK", "ENTER", "COMMIT_NEW", "U_KILL", [])]),
     Seed("SIGKILL to the old one before the new one has loaded", [("U_PERFORM", "POSTMIGRATE", "", "U_KILL", ["COMMIT_NEW"])]),
     Seed("a record that could not be written is carried out", [("U_CHECK", "ACTION_FAILED", "", "U_KILL", [])]),

@@ -69,6 +69,8 @@ byte FAULTS, ATTEMPTS, PAUSED, SEED;
 /* ---- the keeper, beside its engine: all of it dies with it ---- */
 bool cancelled, waits; /* a cancel was asked for; its asker waits for the answer */
 bool loaded;	       /* the new one has said so */
+bool answered;	       /* and has answered since */
+bool told;	       /* a person has been told that it does not answer */
 bool changed;	       /* the new one is the VM's QEMU */
 bool asking;	       /* one was found and is asked how the guest is */
 bool unreached;	       /* the new one was found, and did not answer */
@@ -81,6 +83,7 @@ bool dead[2];	       /* a QEMU's end is still to be noticed */
 bool note, record;
 byte qemu[2], lease[2];
 bool sent_cont[2]; /* cont is on its way to that QEMU */
+bool hung;	   /* the new one answers nothing; its process lives, and what it has said is on its way */
 bool sent;	   /* all of the old one's state is on its way */
 byte saved, file;  /* the record of the file; the file */
 bool taken;	   /* the lease is another host's */
@@ -95,6 +98,7 @@ bool refused; /* the new one will not resume, though nothing is in its way */
 #define mine changed
 #define other (1 - changed)
 #define busy (state[0] != S_IDLE)
+#define awake(q) (!(q == NEW && hung))
 #define alive(q) (qemu[q] != Q_NONE && qemu[q] != Q_DYING)
 #define has(q) (!stale[q] && alive(q) && qemu[q] != Q_STARTS && qemu[q] != Q_LISTENS && qemu[q] != Q_LOADS)
 #define kept (saved == WHOLE && file == FULL)
@@ -124,6 +128,7 @@ inline do_NOTE_UPGRADE()
 inline do_START_NEW()
 {
 	qemu[NEW] = Q_STARTS;
+	hung = 0;
 	stale[NEW] = 0
 }
 
@@ -149,8 +154,12 @@ inline do_OWN_LEASE()
 	lease[mine] = (lease[mine] == NOT_HELD -> NOT_HELD : ALONE)
 }
 
+inline do_ASK_NEW() { soon[h] = EV_ANSWERS }
+inline do_SAY_SILENT() { told = 1 }
+
 inline do_COMMIT_NEW()
 {
+	must(answered, "the record names a new one that has not answered since it loaded\n");
 	record = NEW;
 	unwritten = 0
 }
@@ -206,6 +215,7 @@ inline do_START_FILL()
 	dead[NEW] = 0;
 	stale[mine] = 0;
 	lease[mine] = (PAUSED -> NOT_HELD : ALONE);
+	hung = 0;
 	qemu[mine] = Q_STARTS
 }
 
@@ -263,6 +273,8 @@ inline do_END()
 	waits = 0;
 	soon[h] = 0;
 	loaded = 0;
+	answered = 0;
+	told = 0;
 	unreached = 0;
 	note = note && sent_cont[OLD];
 	qemu[mine] = (shutoff && qemu[mine] == Q_OFF -> Q_DYING : qemu[mine])
@@ -274,7 +286,7 @@ inline do_END()
 	 a == DO_LOAD_FILE || a == DO_USE_UP)
 #define cannot(a)                                                                                                      \
 	(a == DO_START_NEW && !alive(OLD) || a == DO_SET_UP_BOTH && !(alive(OLD) && alive(NEW)) ||                     \
-	 a == DO_SHARE_LEASE && !(alive(OLD) && alive(NEW)) || a == DO_START_FILL && taken && !PAUSED && !SEED_TAKEN ||    \
+	 a == DO_ASK_NEW && !alive(NEW) || a == DO_SHARE_LEASE && !(alive(OLD) && alive(NEW)) || a == DO_START_FILL && taken && !PAUSED && !SEED_TAKEN ||    \
 	 a == DO_START_UPGRADE && !(alive(OLD) && alive(NEW)) || a == DO_START_SAVE && !alive(OLD) ||                  \
 	 a == DO_LOAD_FILE && !alive(mine) || a == DO_FALL_BACK && fell_back)
 
@@ -286,6 +298,8 @@ inline keeper_dies()
 	cancelled = 0;
 	waits = 0; /* its connection ends: that is an answer */
 	loaded = 0;
+	answered = 0;
+	told = 0;
 	changed = 0;
 	asking = 0;
 	unreached = 0;
@@ -300,7 +314,7 @@ inline keeper_dies()
 inline cont_is_read(q)
 {
 	if
-	:: sent_cont[q] && (qemu[q] == Q_POST || qemu[q] == Q_LOADED) -> goes_on(q)
+	:: sent_cont[q] && (qemu[q] == Q_POST || qemu[q] == Q_LOADED) && awake(q) -> goes_on(q)
 	:: else
 	fi;
 	sent_cont[q] = 0
@@ -316,6 +330,7 @@ inline goes_on(q)
 inline qemu_goes(q)
 {
 	qemu[q] = Q_NONE;
+	hung = hung && q == OLD;
 	lease[q] = NOT_HELD;
 	sent_cont[q] = 0;
 	stale[q] = 0;
@@ -418,12 +433,16 @@ end:
 		:: ready(h) && late[h] ->
 			late[h] = 0;
 			e = EV_DEADLINE
-		:: ready(h) && soon[h] == EV_DATA_READY && alive(OLD) && alive(NEW) ->
+		:: ready(h) && soon[h] == EV_DATA_READY && alive(OLD) && alive(NEW) && !hung ->
 			soon[h] = NO_EVENT;
 			e = EV_DATA_READY
-		:: ready(h) && soon[h] == EV_TRIED && alive(OLD) && alive(NEW) ->
+		:: ready(h) && soon[h] == EV_TRIED && alive(OLD) && alive(NEW) && !hung ->
 			soon[h] = NO_EVENT;
 			e = EV_TRIED
+		:: ready(h) && soon[h] == EV_ANSWERS && alive(NEW) && !hung ->
+			soon[h] = NO_EVENT;
+			answered = 1;
+			e = EV_ANSWERS
 		:: ready(h) && soon[h] == EV_SETTLED && alive(OLD) ->
 			soon[h] = NO_EVENT;
 			e = EV_SETTLED;
@@ -438,7 +457,7 @@ end:
 		/* the end of a QEMU */
 		:: qemu[OLD] == Q_DYING -> d_step { qemu_goes(OLD) }
 		:: qemu[NEW] == Q_DYING -> d_step { qemu_goes(NEW) }
-		:: ready(h) && asking && (alive(mine) || dead[mine]) -> d_step { keeper_knows() }
+		:: ready(h) && asking && (alive(mine) && awake(mine) || dead[mine]) -> d_step { keeper_knows() }
 		:: ready(h) && dead[mine] ->
 			dead[mine] = 0;
 			if
@@ -458,12 +477,12 @@ end:
 			file = FULL
 		}
 		:: ready(h) && state[h] == U_SAVE && qemu[OLD] == Q_POST -> e = (file == FULL -> EV_POSTMIGRATE : EV_FAILED)
-		:: ready(h) && state[h] == U_FILL && qemu[mine] == Q_STARTS ->
+		:: ready(h) && state[h] == U_FILL && qemu[mine] == Q_STARTS && awake(mine) ->
 			qemu[mine] = Q_LISTENS;
 			e = EV_QEMU_READY
 		:: qemu[OLD] == Q_LOADS -> qemu[OLD] = Q_LOADED
-		:: qemu[NEW] == Q_LOADS && !unable -> qemu[NEW] = Q_LOADED
-		:: qemu[NEW] == Q_LOADS && unable -> d_step { qemu_goes(NEW) }
+		:: qemu[NEW] == Q_LOADS && !unable && !hung -> qemu[NEW] = Q_LOADED
+		:: qemu[NEW] == Q_LOADS && unable && !hung -> d_step { qemu_goes(NEW) }
 		:: fault && qemu[NEW] == Q_LOADS && !unable ->
 			faults++;
 			unable = 1
@@ -485,14 +504,14 @@ end:
 			note = note && busy
 		}
 		/* the new one */
-		:: qemu[NEW] == Q_STARTS && (!up[h] || ready(h)) && state[h] != U_FILL ->
+		:: qemu[NEW] == Q_STARTS && !hung && (!up[h] || ready(h)) && state[h] != U_FILL ->
 			qemu[NEW] = Q_LISTENS;
 			e = (up[h] -> EV_QEMU_READY : NO_EVENT)
-		:: qemu[NEW] == Q_LISTENS && sent && (qemu[OLD] == Q_DEVICE || qemu[OLD] == Q_POST) -> qemu[NEW] = Q_LOADED
+		:: qemu[NEW] == Q_LISTENS && !hung && sent && (qemu[OLD] == Q_DEVICE || qemu[OLD] == Q_POST) -> qemu[NEW] = Q_LOADED
 		:: ready(h) && qemu[NEW] == Q_LOADED && !changed && !loaded && busy && !by_file ->
 			loaded = 1;
 			e = EV_LOADED
-		:: ready(h) && sent_cont[mine] && (changed || fell_back) && (qemu[mine] == Q_LOADED || qemu[mine] == Q_RUNS) ->
+		:: ready(h) && sent_cont[mine] && awake(mine) && (changed || fell_back) && (qemu[mine] == Q_LOADED || qemu[mine] == Q_RUNS) ->
 			if
 			:: d_step {
 				goes_on(mine);
@@ -505,7 +524,7 @@ end:
 				e = EV_CONT_ERROR
 			fi;
 			sent_cont[mine] = 0
-		:: ready(h) && sent_cont[mine] && (changed || fell_back) && qemu[mine] == Q_OFF ->
+		:: ready(h) && sent_cont[mine] && awake(mine) && (changed || fell_back) && qemu[mine] == Q_OFF ->
 			sent_cont[mine] = 0;
 			e = EV_CONT_ERROR
 		/* the guest has shut down: QEMU stays, and who hears of it kills it */
@@ -514,7 +533,7 @@ end:
 			e = (busy -> EV_GUEST_OFF : NO_EVENT);
 			qemu[mine] = (!busy || !committed(state[h]) -> Q_DYING : qemu[mine])
 		/* people */
-		:: ready(h) && !busy && !asking && attempts < ATTEMPTS && !note && has(mine) && !sent_cont[mine] &&
+		:: ready(h) && !busy && !asking && attempts < ATTEMPTS && !note && has(mine) && awake(mine) && !sent_cont[mine] &&
 			(qemu[mine] == Q_RUNS || PAUSED) && qemu[other] != Q_DYING ->
 			d_step {
 				attempts++;
@@ -553,10 +572,15 @@ end:
 			cancelled = 1;
 			e = EV_CANCEL
 		/* vmferry resume, after the new one has refused with nothing in its way */
-		:: ready(h) && !busy && !asking && refused && qemu[mine] == Q_LOADED ->
+		:: ready(h) && !busy && !asking && refused && qemu[mine] == Q_LOADED && awake(mine) ->
 			refused = 0;
 			d_step { goes_on(mine) }
+		/* a person who knows that it does not answer sees to it that it does */
+		:: hung && changed && (told || !busy) -> hung = 0
 		/* faults */
+		:: fault && alive(NEW) && !hung ->
+			faults++;
+			hung = 1
 		:: fault && lease[OLD] == NOT_HELD && lease[NEW] == NOT_HELD && !taken ->
 			faults++;
 			taken = 1
@@ -654,7 +678,7 @@ end:
  * Nothing can happen any more: a deadline passes; without one this is the end. Then one QEMU is there, it has the guest, runs it
  * unless it was paused, and nothing is left over. Only where whoever had the guest was killed, or it has shut down, there may be none.
  */
-#define armed (busy && has_deadline(state[0]) && !late[0])
+#define armed (busy && has_deadline(state[0]) && !late[0] && !told)
 
 active proctype clock()
 {

@@ -479,7 +479,9 @@ static int result_status(json_object *result, Error **err)
 		error_hint(err, "%s", hint);
 	if ((streq(status, "failed") || streq(status, "cancelled")) && !streq(guest, "unknown"))
 		return STATUS_FAILED;
-	error_hint(err, "look on both hosts before anything else, then see recover in vmferry(1)");
+	error_hint(err, "%s",
+		   streq(kind, "upgrade") ? "vmferry status tells when the guest goes on"
+					  : "look on both hosts before anything else, then see recover in vmferry(1)");
 	return STATUS_DOUBT;
 }
 

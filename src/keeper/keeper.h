@@ -56,6 +56,7 @@ int vm_state_from_string(const char *s);
 	X("migration failed")                                                                                          \
 	X("user")                                                                                                      \
 	X("stopped by QEMU")                                                                                           \
+	X("QEMU does not answer")                                                                                      \
 	X("suspended")                                                                                                 \
 	X("wakeup")                                                                                                    \
 	X("shutdown")                                                                                                  \

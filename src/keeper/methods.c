@@ -65,7 +65,8 @@ static int on_kill(sd_bus_message *m, void *userdata, sd_bus_error *error)
 
 	if (!k->qemu)
 		return refuse(error, "NotRunning", "there is no QEMU here");
-	if (move_active(k->move) && (move_committed(k->move->state) || move_is_target(k->move)))
+	if (move_active(k->move) && k->move->state != MOVE_U_RESUMING &&
+	    (move_committed(k->move->state) || move_is_target(k->move)))
 		return refuse(error, "Busy", "the guest is the other host's, or may be: it cannot be killed now");
 	wait_add(k, m, WAIT_OFF, 0, false);
 	machine_kill(k);

@@ -56,6 +56,8 @@ static const MoveDo actions[] = {
 	[MOVE_DO_START_NEW] = do_start_new,
 	[MOVE_DO_SET_UP_BOTH] = do_set_up_both,
 	[MOVE_DO_START_UPGRADE] = do_start_upgrade,
+	[MOVE_DO_ASK_NEW] = do_ask_new,
+	[MOVE_DO_SAY_SILENT] = do_say_silent,
 	[MOVE_DO_COMMIT_NEW] = do_commit_new,
 	[MOVE_DO_KILL_OLD] = do_kill_old,
 	[MOVE_DO_CONT_NEW] = do_cont_new,
@@ -171,6 +173,7 @@ static const char *const late[_MOVE_STATE_MAX] = {
 	[MOVE_U_OPEN] = "a QEMU did not answer",
 	[MOVE_U_PERFORM] = "the state of the guest's devices did not move",
 	[MOVE_U_LOAD] = "the new QEMU did not load the guest's state",
+	[MOVE_U_LOOK] = "the new QEMU has loaded the guest's state, and has not answered since",
 	[MOVE_U_TRIED] = "the new QEMU did not end",
 	[MOVE_U_SAVE] = "no progress: not a byte of memory was written to the file",
 	[MOVE_U_FILL] = "QEMU did not get ready",
@@ -193,7 +196,7 @@ static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 		perform_silent(m, &err);
 	error_set(&err, -ETIMEDOUT, "%s within %.1f s", what, (double)deadline_usec(m) / (double)USEC_PER_SEC);
 	error_hint(&err, "the limits are deadlines {} in host.conf, or --deadline");
-	if (!move_committed(m->state) || move_upgrading(m->state))
+	if (!move_committed(m->state) || (move_upgrading(m->state) && m->state != MOVE_U_RESUMING))
 		move_error(m, TAKE_PTR(err));
 	move_event(m, MOVE_EV_DEADLINE);
 	return 0;

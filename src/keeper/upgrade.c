@@ -633,6 +633,30 @@ void upgrade_qemu_event(Move *m, const char *name, json_object *data, uint64_t a
 
 /* ---- commit ---- */
 
+static void on_look(_unused_ json_object *ret, const char *error, void *userdata)
+{
+	Move *m = userdata;
+	Error *err = NULL;
+
+	if (m->state != MOVE_U_LOOK || (error && streq(error, QMP_CONNECTION_CLOSED)))
+		return; /* its exit says more */
+	if (!error) {
+		move_event(m, MOVE_EV_ANSWERS);
+		return;
+	}
+	error_set(&err, -EIO, "the new QEMU: %s", error);
+	move_fail(m, err);
+}
+
+/* Its main loop answers, not the thread that its events may come from. */
+int do_ask_new(Move *m)
+{
+	if (!m->up->qmp)
+		return -ENOTCONN; /* it is going: its exit is the error */
+	qmp_command(m->up->qmp, "query-status", NULL, on_look, m);
+	return 0;
+}
+
 int do_commit_new(Move *m)
 {
 	int r;
@@ -686,6 +710,21 @@ int do_cont_new(Move *m)
 	if (!m->t.cont_sent)
 		m->t.cont_sent = now_usec();
 	machine_qmp(m->k, "cont", NULL, on_cont, m);
+	return 0;
+}
+
+int do_say_silent(Move *m)
+{
+	_cleanup_json_ json_object *result = NULL;
+
+	move_warn(m, "the guest is the new QEMU's (process %d), and that does not answer: the guest stands still, and goes on "
+		     "when it does; or end it: vmferry kill %s",
+		  m->k->qemu ? (int)m->k->qemu->pid : 0, m->k->name);
+	keeper_set_state(m->k, VM_PAUSED, "QEMU does not answer");
+	m->status = "in-doubt";
+	result = report_upgrade(m);
+	m->status = NULL; /* it is waited for */
+	control_emit_text(m->k, "Finished", json_text(result));
 	return 0;
 }
 

@@ -42,6 +42,7 @@
 	X(U_OPEN, "upgrade-open", PREPARE, "both QEMUs are set up: the same memory, a socket pair; guest runs")        \
 	X(U_PERFORM, "upgrade-perform", NO_PROGRESS, "memory that is not shared is copied; guest stops, its devices' state moves") \
 	X(U_LOAD, "upgrade-load", SWITCHOVER, "the old one has sent everything; the new one loads it, paused")         \
+	X(U_LOOK, "upgrade-look", SWITCHOVER, "loaded; the new one has to answer once more, after that") \
 	X(U_TRIED, "upgrade-tried", PREPARE, "save: the new QEMU has shown that it starts, and goes again; guest runs")    \
 	X(U_SAVE, "upgrade-save", NO_PROGRESS, "save: the guest is stopped, the old QEMU writes all of it to a file")      \
 	X(U_CHECK, "upgrade-check", NONE, "loaded; the record still names the old one: the last moment to go back")    \
@@ -55,7 +56,7 @@
 	X(U_DRAIN, "upgrade-drain", NONE, "save: that QEMU did not load the file, and goes")                               \
 	X(U_NEXT, "upgrade-next", NONE, "save: it is gone; after the new version comes the old one, after that the end: the file is kept") \
 	X(U_RESUME, "upgrade-resume", NONE, "the old one is killed: point of no return; the guest is the new one's")   \
-	X(U_RESUMING, "upgrade-resuming", NONE, "cont is sent to the new one, its answer is awaited")                  \
+	X(U_RESUMING, "upgrade-resuming", SWITCHOVER, "cont is sent to the new one, its answer is awaited; the deadline only tells")                  \
 	X(U_RETRY, "upgrade-retry", NONE, "cont failed: once more when the old one is gone")                           \
 	X(U_REAP, "upgrade-reap", NONE, "the guest runs in the new one; the old one is on its way out")                \
 	X(U_BACK, "upgrade-back", NONE, "not committed, or not killed: the guest stays in the old one, the new one goes") \
@@ -118,6 +119,7 @@
 	X(UPGRADE, "upgrade", "a person asks for a newer QEMU here")                                         \
 	X(NEW_DEAD, "new-dead", "the new QEMU ended before the guest was its own")                           \
 	X(RETRY, "retry", "time to try what failed once more") \
+	X(ANSWERS, "answers", "the new QEMU has answered since it loaded") \
 	X(TRIED, "tried", "the new QEMU starts, and the old one can be saved")
 
 /* X(identifier, name) */
@@ -166,6 +168,8 @@
 	X(START_NEW, "start the new QEMU")   \
 	X(SET_UP_BOTH, "set up both QEMUs")  \
 	X(START_UPGRADE, "migrate in place") \
+	X(ASK_NEW, "query-status of the new QEMU") \
+	X(SAY_SILENT, "say that QEMU is silent") \
 	X(COMMIT_NEW, "record the new generation") \
 	X(KILL_OLD, "SIGKILL the old QEMU")  \
 	X(CONT_NEW, "cont the new QEMU")     \

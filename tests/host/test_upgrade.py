@@ -531,7 +531,7 @@ def test_copy_that_does_not_end(bed, web1):
     assert progress["state"] == "upgrade-perform" and progress["total"] > 128 << 20
     bed.a.vmferry("cancel", "web1")
     out = upgrade.communicate(timeout=LIMIT)[0]
-    result = json.loads(out.strip().split("\n")[-1])
+    result = json.loads(out.splitlines()[-1])
     assert upgrade.returncode == 1 and result["status"] == "cancelled" and result["guest"] == "running here"
     assert web1.status()["pid"] == pid
     bed.ask(web1.guest, "stop")
@@ -827,6 +827,57 @@ def test_qemu_dies_while_its_keeper_returns(bed, home, point):
     wait_until(lambda: (home.status() or {}).get("state") == "running" and not home.status().get("migration"))
     assert (home.status()["pid"] == old) == (victims == "new")
     home.unharmed()
+
+
+STILL_ASKED = ["ASK_NEW:before", "START_NEW:after", "SET_UP_BOTH:before", "SHARE_LEASE:before", "START_UPGRADE:before", "START_UPGRADE:after"]
+NO_WAY_BACK = ["CONT_NEW:before", "COMMIT_NEW:before", "COMMIT_NEW:after", "KILL_OLD:before", "KILL_OLD:after"]
+HANGS = [*zip(STILL_ASKED, NO_WAY_BACK)] + [(STILL_ASKED[-1], None)]
+
+
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+@pytest.mark.parametrize("before, after", [HANGS[0], *(pytest.param(*p, marks=pytest.mark.long) for p in HANGS[1:])])
+def test_new_one_hangs(bed, before, after):
+    """As long as it has to answer once more, the guest goes on in the old one. Later a person is told, and it goes on when the new one does."""
+    olds, upgrades, injector = {}, {}, Injector(bed.hosts)
+
+    def new_one(host):
+        return wait_until(lambda: [p for p in qemus(host, "hangs") if p != olds[host]])[0]
+
+    def upgrade(host, number, point):
+        host.write_conf("deadlines {\n connect = 60\n prepare = 10\n link = 60\n switchover = 4\n}\n")
+        small(host, "hangs", number)
+        host.write_conf(CONF)
+        [olds[host]] = qemus(host, "hangs")
+        injector.plan[host, *point.split(":")] = lambda: os.kill(new_one(host), signal.SIGSTOP)
+        upgrades[host] = host.popen("vmferry", "upgrade", "hangs", "--binary", qemu(), "--json", stdout=subprocess.PIPE)
+
+    def result(host):
+        out = upgrades[host].communicate(timeout=LIMIT)[0]
+        return upgrades[host].returncode, json.loads(out.splitlines()[-1])
+
+    try:
+        upgrade(bed.a, 45, before)
+        if after:
+            upgrade(bed.b, 46, after)
+        status, told = result(bed.a)
+        assert (status, told["status"], told["guest"]) == (1, "failed", "running here"), told
+        assert "within" in told["error"]["message"], told
+        wait_until(lambda: qemus(bed.a, "hangs") == [olds[bed.a]])
+        assert bed.a.status("hangs")["state"] == "running"
+        if after:
+            status, told = result(bed.b)
+            assert (status, told["status"], told["guest"]) == (3, "in-doubt", "paused"), told
+            assert "does not answer" in told["warnings"][-1], told
+            now = bed.b.status("hangs")
+            assert (now["state"], now["reason"], now["pid"]) == ("paused", "QEMU does not answer", new_one(bed.b))
+            os.kill(now["pid"], signal.SIGCONT)
+            wait_until(lambda: bed.b.status("hangs")["state"] == "running" and not bed.b.status("hangs").get("migration"))
+            assert qemus(bed.b, "hangs") == [now["pid"]]
+    finally:
+        injector.close()
+        for host in upgrades:
+            kill(qemus(host, "hangs"))
+            assert host.wait_clean("hangs") == []
 
 
 @pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")

@@ -141,8 +141,10 @@ static const Expected upgrade_rows[] = {
 	{S(U_START), EV(QEMU_READY), F(ALIVE) | F(OTHER), S(U_OPEN), {DO(SET_UP_BOTH)}},
 	{S(U_OPEN), EV(DATA_READY), F(ALIVE) | F(OTHER), S(U_PERFORM), {DO(SHARE_LEASE), DO(START_UPGRADE)}},
 	{S(U_PERFORM), EV(POSTMIGRATE), F(ALIVE) | F(OTHER), S(U_LOAD), {0}},
-	{S(U_LOAD), EV(ENTER), F(ALIVE) | F(OTHER) | F(LOAD_DONE), S(U_CHECK), {0}},
-	{S(U_LOAD), EV(LOADED), F(ALIVE) | F(OTHER), S(U_CHECK), {0}},
+	{S(U_LOAD), EV(ENTER), F(ALIVE) | F(OTHER) | F(LOAD_DONE), S(U_LOOK), {DO(ASK_NEW)}},
+	{S(U_LOAD), EV(LOADED), F(ALIVE) | F(OTHER), S(U_LOOK), {DO(ASK_NEW)}},
+	{S(U_LOOK), EV(ANSWERS), F(ALIVE) | F(OTHER) | F(LOAD_DONE), S(U_CHECK), {0}},
+	{S(U_LOOK), EV(DEADLINE), F(ALIVE) | F(OTHER) | F(LOAD_DONE), S(U_BACK), {0}},
 	{S(U_CHECK), EV(ENTER), F(OTHER) | F(LOAD_DONE), S(U_KILL), {DO(COMMIT_NEW)}},
 	{S(U_CHECK), EV(ENTER), F(OTHER) | F(LOAD_DONE) | F(CANCELLED), S(U_BACK), {0}},
 	{S(U_CHECK), EV(ENTER), F(LOAD_DONE), S(U_BACK), {0}},
@@ -156,6 +158,7 @@ static const Expected upgrade_rows[] = {
 	{S(U_RESUMING), EV(CONT_OK), F(ALIVE), S(U_REAP), {DO(ANNOUNCE)}},
 	{S(U_RESUMING), EV(CONT_ERROR), F(ALIVE) | F(OTHER), S(U_RETRY), {0}},
 	{S(U_RESUMING), EV(CONT_ERROR), F(ALIVE), S(U_REAP), {0}},
+	{S(U_RESUMING), EV(DEADLINE), F(ALIVE), S(U_RESUMING), {DO(SAY_SILENT)}},
 	{S(U_RETRY), EV(QEMU_GONE), F(ALIVE), S(U_RESUMING), {DO(CONT_NEW)}},
 	{S(U_REAP), EV(QEMU_GONE), F(ALIVE), S(S_IDLE), {DO(OWN_LEASE), DO(END)}},
 	{S(U_REAP), EV(ENTER), F(ALIVE), S(S_IDLE), {DO(OWN_LEASE), DO(END)}},
@@ -268,7 +271,6 @@ static void test_protocol_rows(void **state)
 		{S(U_QUIT), EV(CANCEL), F(ALIVE)},
 		{S(U_RESTORE), EV(CANCEL), F(ALIVE)},
 		{S(U_RESTORED), EV(ENTER), 0}, /* its end comes, and decides */
-		{S(U_RESUMING), EV(DEADLINE), F(ALIVE)},
 		{S(U_REAP), EV(ENTER), F(ALIVE) | F(OTHER)},
 		{S(U_REAP), EV(CANCEL), F(ALIVE)},
 		{S(T_IDLE), EV(PREPARE), F(OWNER)}, /* the guest is here */
@@ -395,7 +397,7 @@ static void test_the_way_back(void **state)
 		for (MoveState s = MOVE_S_CONNECT; s < MOVE_S_COMMIT; s++)
 			for (size_t i = 0; i < ARRAY_SIZE(wrong); i++)
 				assert_int_equal(move_step(s, wrong[i], facts)->next, MOVE_S_CANCEL);
-		for (MoveState s = MOVE_U_START; s <= MOVE_U_LOAD; s++)
+		for (MoveState s = MOVE_U_START; s <= MOVE_U_LOOK; s++)
 			for (size_t i = 0; i < ARRAY_SIZE(wrong_in_place); i++)
 				assert_int_equal(move_step(s, wrong_in_place[i], facts)->next, MOVE_U_BACK);
 		for (MoveState s = MOVE_T_PREP; s <= MOVE_T_WAIT; s++)
