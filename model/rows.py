@@ -328,6 +328,7 @@ UNTAKEN = {
     "S_HOLD ACTION_FAILED": "no action there fails today; one that did must lead back",
     "S_COMMIT ENTER": "a guard: the facts are looked at once more at the point of no return",
     "S_SEND ENTER if not LINK": "a guard, as well",
+    "U_CHECK ENTER": "a guard, as well",
     "U_SAVED ENTER": "a guard, as well",
     "U_RESTORED QEMU_DEAD": "a QEMU that ends between its word and our answer: in the model nothing lies between",
     "T_PREP OUTCOME": "only a peer that asks out of order",

@@ -383,7 +383,12 @@ inline lease_comes_late()
 
 inline do_JOURNAL_OWNER() { REC(h, id[h]) = R_OWNER }
 inline do_RESUME() { sent_cont[h] = qemu[h] == Q_POST || qemu[h] == Q_RUNS && halted[h] }
-inline do_JOURNAL_GONE() { REC(h, id[h]) = R_GONE }
+inline do_JOURNAL_GONE()
+{
+	REC(h, id[h]) = R_GONE;
+	was_running[h] = 0
+}
+
 
 inline kill_qemu()
 {
@@ -427,6 +432,7 @@ inline end_source()
 	if
 	:: !sent_cont[h] || SEED_NOTE_BEFORE_CONT ->
 		note[h] = 0;
+		note_ran[h] = 0;
 		id[h] = 0
 	:: else
 	fi
@@ -481,6 +487,7 @@ inline do_CONT()
 inline end_target()
 {
 	note[h] = 0;
+	note_ran[h] = 0;
 	id[h] = 0;
 	loaded[h] = 0;
 	barrier[h] = 0;
@@ -509,7 +516,13 @@ inline own(migration)
 inline do_SAY_RUNNING() { own(id[h]) }
 inline do_SAY_LOST() { own(id[h]) }
 inline do_ANNOUNCE() { skip }
-inline do_JOURNAL_ABORTED() { REC(h, id[h]) = R_ABORTED }
+/* How the guest was is of no use any more. */
+inline do_JOURNAL_ABORTED()
+{
+	REC(h, id[h]) = R_ABORTED;
+	RAN(h, id[h]) = 0;
+	was_running[h] = 0
+}
 
 inline do_SAY_NEVER()
 {
@@ -595,6 +608,7 @@ inline host_dies()
 	keeper_dies();
 	qemu_dies();
 	note[h] = 0;
+	note_ran[h] = 0;
 	id[h] = 0;
 	told[h] = 0;
 	given_up[h] = 0
@@ -629,6 +643,7 @@ inline keeper_begins()
 			e = EV_RESTART
 		:: else ->
 			note[h] = 0;
+			note_ran[h] = 0;
 			id[h] = 0
 		fi
 	fi
@@ -767,6 +782,7 @@ end:
 			:: active(h) -> e = EV_QEMU_DEAD
 			:: else -> /* the VM is off, the runtime directory goes */
 				note[h] = 0;
+				note_ran[h] = 0;
 				id[h] = 0;
 				drop_lease()
 			fi
@@ -803,6 +819,7 @@ end:
 			if
 			:: ready(h) && state[h] == S_IDLE && note[h] == NOTE_SOURCE ->
 				note[h] = 0;
+				note_ran[h] = 0;
 				id[h] = 0
 			:: else
 			fi
