@@ -403,16 +403,16 @@ bool worker_busy(const Worker *w)
 void worker_wait(Worker *w, uint64_t usec)
 {
 	uint64_t until = now_usec() + usec, now;
-	bool freed = false;
+	_cleanup_free_ bool *freed = xcalloc(1, sizeof(*freed)); /* outlives @w */
 
-	w->freed = &freed;
-	while (!freed && w->queued > 0 && (now = now_usec()) < until) {
+	w->freed = freed;
+	while (!*freed && w->queued > 0 && (now = now_usec()) < until) {
 		struct pollfd p = {.fd = w->sock, .events = POLLIN};
 
 		if (poll(&p, 1, (int)((until - now + USEC_PER_MSEC - 1) / USEC_PER_MSEC)) > 0)
 			(void)on_io(NULL, w->sock, 0, w);
 	}
-	if (!freed)
+	if (!*freed)
 		w->freed = NULL;
 }
 
