@@ -78,7 +78,7 @@ def move_bounded(source, to, target, buses, probe):
         os.write(full, bytes(4096))
         probe.mark()
         qemu, row = migrate(source, to, target=target)
-        probe.assert_alive()
+        probe.assert_alive(LIMIT)
         helper = buses[to].helpers()["vmferry-web1"]
         assert row["pause_ms"] < 10000
         assert helper["migrated"] >= 5101 and helper["migrated"] - 1000 <= helper["late"] <= helper["migrated"], helper
@@ -102,7 +102,7 @@ def test_connections_survive(bed, buses, program):
             target = RawQemu(bed.b, guest, incoming=True, machine="pc-q35-7.2", options=qmp_option(bed.b))
             start(buses[bed.b], guest)
             qemu, target = migrate(qemu, bed.b, target=target)[0], None
-            probe.assert_alive()
+            probe.assert_alive(LIMIT)
             assert buses[bed.b].helpers()["vmferry-web1"]["late"] == 0
             stopped = json.loads(buses[bed.b].tool("stop", "web1", "--json").stderr)
             assert stopped["event"] == "stopped" and stopped["entries"] >= 5101, stopped
