@@ -363,7 +363,8 @@ def test_lost_while_two_have_it(leased):
     """It kills both."""
     leased.swap()
     here = leased.here
-    leased.start(here)
+    small(here, "web1", 5, leased.section(), uuid=UUID, machine=MACHINE)
+    here.vmferry("start", "--force", "web1")  # it may have moved from here
     seen = []
 
     def lose():
