@@ -357,6 +357,7 @@ def goes_on(pair, source, target, port):
     begin = time.monotonic()
     done = target.host.run("vmferry-libvirt", "hook", "--bound=20s", "web1", "started", "begin", "-")
     assert done.stderr == "" and time.monotonic() - begin < 20
+    source.host.run("conntrack", "-D", "-p", "tcp", "--sport", port, check=False)
     source.host.run("conntrack", "-I", "-p", "tcp", "-s", GUEST.ip4, "-d", "10.0.0.78", "--sport", port, "--dport", "80", "--state",
                     "ESTABLISHED", "-t", "600", "-u", "ASSURED,SEEN_REPLY")
     wait_until(lambda: any(f"sport={port} " in line for line in pair.entries(target)))
