@@ -86,6 +86,7 @@ bool sent_cont[2]; /* cont is on its way to that QEMU */
 bool hung;	   /* the new one answers nothing; its process lives, and what it has said is on its way */
 bool sent;	   /* all of the old one's state is on its way */
 byte saved, file;  /* the record of the file; the file */
+bool synced;	   /* all of the file is on its disk */
 bool taken;	   /* the lease is another host's */
 bool stale[2];	   /* the guest has run in the other one since it was here: this one must never run again */
 
@@ -189,8 +190,11 @@ inline do_START_SAVE()
 {
 	must(qemu[NEW] == Q_NONE, "the guest is saved while the new one is there\n");
 	file = PART;
+	synced = 0;
 	qemu[OLD] = (qemu[OLD] == Q_RUNS || qemu[OLD] == Q_POST -> Q_MOVING : qemu[OLD])
 }
+
+inline do_SYNC_FILE() { soon[h] = EV_SYNCED }
 
 inline do_COMMIT_SAVE()
 {
@@ -265,6 +269,7 @@ inline do_END()
 	:: kept && !SEED_FILE_DROPPED
 	:: else ->
 		file = 0;
+		synced = 0;
 		saved = NOT_SAVED
 	fi;
 	by_file = 0;
@@ -282,7 +287,7 @@ inline do_END()
 
 #define may_fail(a)                                                                                                    \
 	(a == DO_NOTE_UPGRADE || a == DO_START_NEW || a == DO_SET_UP_BOTH || a == DO_SHARE_LEASE ||                    \
-	 a == DO_START_UPGRADE || a == DO_COMMIT_NEW || a == DO_CLEAR_NEW || a == DO_START_SAVE || a == DO_COMMIT_SAVE || a == DO_START_FILL ||     \
+	 a == DO_START_UPGRADE || a == DO_COMMIT_NEW || a == DO_CLEAR_NEW || a == DO_START_SAVE || a == DO_SYNC_FILE || a == DO_COMMIT_SAVE || a == DO_START_FILL ||     \
 	 a == DO_LOAD_FILE || a == DO_USE_UP)
 #define cannot(a)                                                                                                      \
 	(a == DO_START_NEW && !alive(OLD) || a == DO_SET_UP_BOTH && !(alive(OLD) && alive(NEW)) ||                     \
@@ -368,6 +373,7 @@ inline looks_for_qemu()
 		changed = (qemu[record] == Q_NONE -> 1 - record : record);
 		qemu[other] = (qemu[other] == Q_NONE -> Q_NONE : Q_DYING);
 		file = 0;
+		synced = 0;
 		saved = NOT_SAVED
 	fi;
 	asking = 1;
@@ -477,6 +483,17 @@ end:
 			file = FULL
 		}
 		:: ready(h) && state[h] == U_SAVE && qemu[OLD] == Q_POST -> e = (file == FULL -> EV_POSTMIGRATE : EV_FAILED)
+		:: ready(h) && soon[h] == EV_SYNCED ->
+			soon[h] = NO_EVENT;
+			synced = 1;
+			e = EV_SYNCED
+		:: fault && soon[h] == EV_SYNCED -> /* its disk does not answer; a person sees to that, or cancels */
+			faults++;
+			soon[h] = NO_EVENT
+		:: ready(h) && state[h] == U_SYNC && soon[h] == NO_EVENT && !waits ->
+			waits = 1;
+			cancelled = 1;
+			e = EV_CANCEL
 		:: ready(h) && state[h] == U_FILL && qemu[mine] == Q_STARTS && awake(mine) ->
 			qemu[mine] = Q_LISTENS;
 			e = EV_QEMU_READY
@@ -604,7 +621,8 @@ end:
 				qemu_goes(NEW);
 				note = 0;
 				record = OLD;
-				excused = excused || !kept
+				excused = excused || !kept;
+				file = (file && !synced -> PART : file)
 			}
 			:: file -> d_step { /* the host, and a file in a tmpfs */
 				keeper_dies();

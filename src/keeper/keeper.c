@@ -12,6 +12,7 @@
 #include "basic/process.h"
 #include "keeper/run.h"
 #include "keeper/upgrade.h"
+#include "keeper/worker.h"
 
 #define HISTORY_MAX (256 * 1024)
 
@@ -339,6 +340,7 @@ static void keeper_free(Keeper *k)
 	control_close(k);
 	peer_close(k);
 	k->move = move_free(k->move);
+	k->remover = worker_free(k->remover);
 	k->console = console_free(k->console);
 	viewers_close(k);
 	k->qmp = k->qmp ? qmp_free(k->qmp) : NULL;

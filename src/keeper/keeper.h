@@ -173,6 +173,7 @@ struct Keeper {
 	bool viewer_pending; /* one is on its way to QEMU */
 
 	Move *move; /* never NULL */
+	Worker *remover; /* removes the file of an upgrade through one; NULL: none */
 	Stats *stats;
 	json_object *last_result;
 	sd_event_source *idle_timer;

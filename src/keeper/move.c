@@ -65,6 +65,7 @@ static const MoveDo actions[] = {
 	[MOVE_DO_CLEAR_NEW] = do_clear_new,
 	[MOVE_DO_TRY_LATER] = do_try_later,
 	[MOVE_DO_START_SAVE] = do_start_save,
+	[MOVE_DO_SYNC_FILE] = do_sync_file,
 	[MOVE_DO_COMMIT_SAVE] = do_commit_save,
 	[MOVE_DO_KILL_SAVED] = do_kill_saved,
 	[MOVE_DO_START_FILL] = do_start_fill,

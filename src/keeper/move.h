@@ -388,6 +388,7 @@ int do_try_later(Move *m);
 
 /* ---- save.c ---- */
 int do_start_save(Move *m);
+int do_sync_file(Move *m);
 int do_commit_save(Move *m);
 int do_kill_saved(Move *m);
 int do_start_fill(Move *m);

@@ -8,11 +8,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "keeper/fault.h"
 #include "keeper/launch.h"
 #include "keeper/upgrade.h"
+#include "keeper/worker.h"
 
 #define FILE_FD_NAME "vmferry-saved"
 #define LOOK_USEC (500 * USEC_PER_MSEC)
+#define REMOVE_USEC (5 * USEC_PER_SEC)
 
 int save_check(const VmDefinition *def, const char *dir, uint64_t *ret_memory, Error **err)
 {
@@ -85,6 +88,46 @@ int do_start_save(Move *m)
 	return 0;
 }
 
+/* In the worker: of a file of many GiB it may take minutes, and of storage that does not answer for ever. */
+static int sync_file(const char *request, WorkerAnswer *answer, void *userdata)
+{
+	const Upgrade *up = userdata;
+
+	(void)request;
+	fault_storage("the saved state's storage");
+	if (fsync(up->save_fd) < 0)
+		return error_set(&answer->err, -errno, "cannot write %s: %m", up->saved->file);
+	return 0;
+}
+
+static void on_synced(WorkerAnswer *answer, void *userdata)
+{
+	Move *m = userdata;
+
+	if (answer->r < 0)
+		move_fail(m, TAKE_PTR(answer->err));
+	else
+		move_event(m, MOVE_EV_SYNCED);
+}
+
+int do_sync_file(Move *m)
+{
+	Upgrade *up = m->up;
+	Error *err = NULL;
+	int r = worker_run(m->k->event, sync_file, up, up->save_fd, 0, on_synced, m, &up->sync, &err);
+
+	move_error(m, err);
+	return r;
+}
+
+void save_give_up(Upgrade *up)
+{
+	if (!up->sync)
+		return;
+	up->sync = worker_free(up->sync);
+	up->silent = true;
+}
+
 int do_commit_save(Move *m)
 {
 	Upgrade *up = m->up;
@@ -94,8 +137,8 @@ int do_commit_save(Move *m)
 
 	if (m->error)
 		return -ECANCELED;
-	if (fsync(up->save_fd) < 0 || fstat(up->save_fd, &st) < 0)
-		r = error_set(&err, -errno, "cannot write %s: %m", up->saved->file);
+	if (fstat(up->save_fd, &st) < 0)
+		r = error_set(&err, -errno, "the saved state %s: %m", up->saved->file);
 	if (r >= 0) {
 		up->saved->size = (uint64_t)st.st_size;
 		up->saved->kind = SAVED_WHOLE;
@@ -280,6 +323,48 @@ int do_fall_back(Move *m)
 
 /* ---- the end ---- */
 
+static int remove_file(const char *request, WorkerAnswer *answer, void *userdata)
+{
+	(void)request;
+	return saved_remove_file(userdata, &answer->err);
+}
+
+/* As long as the record is there, the next keeper tries as well. */
+static void on_removed(WorkerAnswer *answer, void *userdata)
+{
+	Keeper *k = userdata;
+
+	if (answer->r < 0)
+		log_warning("%s", answer->err->message);
+	else
+		saved_remove_record(k->name);
+}
+
+/* Its storage may not answer: then the file goes when it does, and the record after it. */
+static void remove_saved(Keeper *k, Upgrade *up)
+{
+	_cleanup_error_ Error *err = NULL;
+
+	up->save_fd = fd_close(up->save_fd);
+	if (worker_run(k->event, remove_file, up->saved, -1, 0, on_removed, k, &k->remover, &err) < 0) {
+		log_error("%s", err->message);
+		return;
+	}
+	if (!up->silent)
+		worker_wait(k->remover, REMOVE_USEC);
+	if (k->remover)
+		log_warning("%s is not removed yet", up->saved->file);
+}
+
+int save_busy(const Keeper *k, Error **err)
+{
+	if (!k->remover)
+		return 0;
+	error_set(err, -EBUSY, "the file of the upgrade before is not removed yet");
+	error_hint(err, "its storage does not answer: see to that");
+	return -EBUSY;
+}
+
 void save_end(Move *m)
 {
 	Upgrade *up = m->up;
@@ -289,7 +374,7 @@ void save_end(Move *m)
 	if (!saved)
 		return;
 	if (saved->kind != SAVED_WHOLE) {
-		saved_remove(k->name, saved);
+		remove_saved(k, up);
 		return;
 	}
 	error_hint_more(&m->error,

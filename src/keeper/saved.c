@@ -128,14 +128,30 @@ int saved_write(const char *name, const Saved *saved, Error **err)
 	return r < 0 ? error_set(err, r, "cannot write %s: %s", path, strerror(-r)) : 0;
 }
 
-void saved_remove(const char *name, const Saved *saved)
+int saved_remove_file(const Saved *saved, Error **err)
 {
-	_cleanup_free_ char *path = state_path(name, "saved"), *ours = saved_directory(NULL);
+	_cleanup_free_ char *ours = saved_directory(NULL);
 
 	if (unlink(saved->file) < 0 && errno != ENOENT)
-		log_warning("cannot remove %s: %m", saved->file);
+		return error_set(err, -errno, "cannot remove %s: %m", saved->file);
 	(void)rmdir(ours); /* unless another VM has its file there */
+	return 0;
+}
+
+void saved_remove_record(const char *name)
+{
+	_cleanup_free_ char *path = state_path(name, "saved");
+
 	(void)unlink(path);
+}
+
+void saved_remove(const char *name, const Saved *saved)
+{
+	_cleanup_error_ Error *err = NULL;
+
+	if (saved_remove_file(saved, &err) < 0)
+		log_warning("%s", err->message);
+	saved_remove_record(name);
 }
 
 /* ---- the file ---- */

@@ -43,6 +43,10 @@ int saved_read(const char *name, Saved **ret, Error **err);
 int saved_write(const char *name, const Saved *saved, Error **err);
 /** saved_remove() - remove the file, then the record */
 void saved_remove(const char *name, const Saved *saved);
+/** saved_remove_file() - the one. Return: 0, also if it is gone, or negative errno with @err set */
+int saved_remove_file(const Saved *saved, Error **err);
+/** saved_remove_record() - the other */
+void saved_remove_record(const char *name);
 
 /** saved_create() - make the file, empty. Return: fd (close-on-exec), or negative errno with @err set */
 int saved_create(const Saved *saved, Error **err);

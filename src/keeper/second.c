@@ -8,6 +8,7 @@
 
 #include "keeper/scope.h"
 #include "keeper/upgrade.h"
+#include "keeper/worker.h"
 
 /* ---- its end ---- */
 
@@ -83,6 +84,7 @@ Upgrade *upgrade_free(Upgrade *up)
 	fd_close(up->viewers_fd);
 	fd_close(up->stream[0]);
 	fd_close(up->stream[1]);
+	up->sync = worker_free(up->sync);
 	fd_close(up->save_fd);
 	up->load_watch = sd_event_source_disable_unref(up->load_watch);
 	saved_free(up->saved);

@@ -228,6 +228,8 @@ static int check_host(Keeper *k, const VmDefinition *def, UpgradeWay way, const 
 		need.huge = 0;
 	}
 	if (r >= 0 && way == WAY_SAVE)
+		r = save_busy(k, err);
+	if (r >= 0 && way == WAY_SAVE)
 		r = save_check(def, save_dir, &file, err);
 	need.bytes += file;
 	if (r >= 0)
@@ -618,7 +620,7 @@ void upgrade_qemu_event(Move *m, const char *name, json_object *data, uint64_t a
 {
 	const char *status;
 
-	if (streq(name, "STOP") && (m->state == MOVE_U_SAVE || m->state == MOVE_U_SAVED)) {
+	if (streq(name, "STOP") && (m->state == MOVE_U_SAVE || m->state == MOVE_U_SYNC)) {
 		m->t.stop = at;
 	} else if (streq(name, "STOP") && m->state == MOVE_U_PERFORM) {
 		m->t.stop = at;
@@ -733,6 +735,7 @@ int do_say_silent(Move *m)
 int do_kill_new(Move *m)
 {
 	second_kill(m->up);
+	save_give_up(m->up);
 	m->up->stream[0] = fd_close(m->up->stream[0]);
 	m->up->stream[1] = fd_close(m->up->stream[1]);
 	return 0;

@@ -46,6 +46,8 @@ typedef struct Upgrade {
 	/* --way=save, save.c */
 	Saved *saved;
 	int save_fd;
+	Worker *sync;	 /* syncs the file */
+	bool silent;	 /* that was given up: its storage may not answer */
 	sd_event_source *load_watch;
 	uint64_t filled; /* CLOCK_MONOTONIC, microseconds: the QEMU for the file was there */
 	bool filling, fell_back, restored; /* one was started; the old version; it has the guest */
@@ -95,6 +97,10 @@ Upgrade *upgrade_free(Upgrade *up);
 int save_check(const VmDefinition *def, const char *dir, uint64_t *ret_memory, Error **err);
 /** save_note() - before the note of the upgrade: an empty file, and a record of it */
 int save_note(Upgrade *up, Error **err);
+/** save_give_up() - on the way back: the file is not wanted any more */
+void save_give_up(Upgrade *up);
+/** save_busy() - whether the file of the upgrade before is still being removed. Return: 0 or -EBUSY with @err set */
+int save_busy(const Keeper *k, Error **err);
 /** save_end() - the file is removed, unless it has the guest: then @m's error says so */
 void save_end(Move *m);
 /** save_qemu_ready() - the QEMU that is to load the file answers */

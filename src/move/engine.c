@@ -106,7 +106,7 @@ const char *move_phase(MoveState state)
 		{MOVE_S_PERFORM, MOVE_S_SWITCHOVER, "Perform"}, {MOVE_S_COMMIT, MOVE_S_RETAKE, "Finish"},
 		{MOVE_S_NEVER_LEASE, MOVE_S_DONE, "Confirm"},	{MOVE_S_CANCEL, MOVE_S_CANCEL, "Cancel"},
 		{MOVE_U_BEGIN, MOVE_U_OPEN, "Prepare"},		{MOVE_U_PERFORM, MOVE_U_LOOK, "Perform"},
-		{MOVE_U_TRIED, MOVE_U_TRIED, "Prepare"},	{MOVE_U_SAVE, MOVE_U_SAVE, "Perform"},
+		{MOVE_U_TRIED, MOVE_U_TRIED, "Prepare"},	{MOVE_U_SAVE, MOVE_U_SYNC, "Perform"},
 		{MOVE_U_CHECK, MOVE_U_RETRY, "Finish"},		{MOVE_U_REAP, MOVE_U_REAP, "Confirm"},
 		{MOVE_U_BACK, MOVE_U_CLEAR, "Cancel"},
 		{MOVE_T_PREP, MOVE_T_PREP, "Prepare"},		{MOVE_T_WAIT, MOVE_T_WAIT, "Perform"},

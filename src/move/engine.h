@@ -45,8 +45,9 @@
 	X(U_LOOK, "upgrade-look", SWITCHOVER, "loaded; the new one has to answer once more, after that") \
 	X(U_TRIED, "upgrade-tried", PREPARE, "save: the new QEMU has shown that it starts, and goes again; guest runs")    \
 	X(U_SAVE, "upgrade-save", NO_PROGRESS, "save: the guest is stopped, the old QEMU writes all of it to a file")      \
+	X(U_SYNC, "upgrade-sync", NONE, "save: all is written; the file is synced: as long as that takes, or until it is cancelled") \
 	X(U_CHECK, "upgrade-check", NONE, "loaded; the record still names the old one: the last moment to go back")    \
-	X(U_SAVED, "upgrade-saved", NONE, "save: the file is complete; not committed yet: the last moment to go back")     \
+	X(U_SAVED, "upgrade-saved", NONE, "save: the file is complete and on its disk; not committed yet: the last moment to go back")     \
 	X(U_KILL, "upgrade-kill", NONE, "the record names the new one; back only if that dies before the old one is killed") \
 	X(U_QUIT, "upgrade-quit", NONE, "save: the record says that the file has the guest: point of no return; the QEMU that is there goes") \
 	X(U_EMPTY, "upgrade-empty", NONE, "save: no QEMU is there, the file has the guest")                                \
@@ -120,7 +121,8 @@
 	X(NEW_DEAD, "new-dead", "the new QEMU ended before the guest was its own")                           \
 	X(RETRY, "retry", "time to try what failed once more") \
 	X(ANSWERS, "answers", "the new QEMU has answered since it loaded") \
-	X(TRIED, "tried", "the new QEMU starts, and the old one can be saved")
+	X(TRIED, "tried", "the new QEMU starts, and the old one can be saved") \
+	X(SYNCED, "synced", "all of the file is on its disk")
 
 /* X(identifier, name) */
 #define MOVE_ACTIONS(X)                      \
@@ -177,6 +179,7 @@
 	X(CLEAR_NEW, "record the old generation") \
 	X(TRY_LATER, "try again later") \
 	X(START_SAVE, "save to a file")      \
+	X(SYNC_FILE, "sync the file")        \
 	X(COMMIT_SAVE, "record that the file has the guest") \
 	X(KILL_SAVED, "SIGKILL (the file has the guest)") \
 	X(START_FILL, "start a QEMU for the file") \

@@ -127,12 +127,14 @@ ROW(S_CANCEL, QEMU_DEAD, 0, 0, S_IDLE, SEND_ABORT, END)
 	ROW(state, QEMU_DEAD, 0, 0, U_BACK, NOTHING)       \
 	ROW(state, CANCEL, 0, 0, U_BACK, NOTHING)          \
 	ROW(state, DEADLINE, 0, 0, U_BACK, NOTHING)
-#define GO_BACK_UNSAVED(state)                             \
+#define GO_BACK_UNSYNCED(state)                            \
 	ROW(state, FAILED, 0, 0, U_BACK, NOTHING)          \
 	ROW(state, QEMU_DEAD, 0, 0, U_BACK, NOTHING)       \
 	ROW(state, CANCEL, 0, 0, U_BACK, NOTHING)          \
-	ROW(state, DEADLINE, 0, 0, U_BACK, NOTHING)        \
 	ROW(state, GUEST_OFF, 0, 0, U_BACK, NOTHING)
+#define GO_BACK_UNSAVED(state)                             \
+	GO_BACK_UNSYNCED(state)                            \
+	ROW(state, DEADLINE, 0, 0, U_BACK, NOTHING)
 
 ROW(S_IDLE, UPGRADE, F(OWNER) | F(ALIVE), 0, U_BEGIN, NOTHING)
 /* The note first: a keeper that finds two QEMUs must know why. */
@@ -195,8 +197,13 @@ ROW(U_OPEN, TRIED, 0, 0, U_TRIED, KILL_NEW)
 ROW(U_TRIED, NEW_DEAD, 0, 0, U_SAVE, START_SAVE)
 ROW(U_TRIED, ACTION_FAILED, 0, 0, U_BACK, NOTHING)
 GO_BACK_UNSAVED(U_TRIED)
-ROW(U_SAVE, POSTMIGRATE, 0, 0, U_SAVED, NOTHING)
+ROW(U_SAVE, POSTMIGRATE, 0, 0, U_SYNC, NOTHING)
 GO_BACK_UNSAVED(U_SAVE)
+/* A slow disk is slow: how long it may take is for people to say. */
+ROW(U_SYNC, ENTER, 0, 0, U_SYNC, SYNC_FILE)
+ROW(U_SYNC, ACTION_FAILED, 0, 0, U_BACK, NOTHING)
+ROW(U_SYNC, SYNCED, 0, 0, U_SAVED, NOTHING)
+GO_BACK_UNSYNCED(U_SYNC)
 
 ROW(U_SAVED, ENTER, 0, F(CANCELLED), U_QUIT, COMMIT_SAVE)
 ROW(U_SAVED, ENTER, 0, 0, U_BACK, NOTHING)

@@ -6,6 +6,7 @@ happens at that very point. Nothing here depends on time but the limits after wh
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import subprocess
 import threading
 import time
 
+import pytest
 from netns import kill
 from rawqemu import Qmp
 from testbed import BUILD, LIMIT, Guest, section
@@ -95,6 +97,37 @@ class Injector:
         for s, host in self.listening.items():
             s.close()
             (host.config / "fault.socket").unlink(missing_ok=True)
+
+
+# ---- storage that does not answer ----
+
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
+
+
+class Storage:
+    """A file system of its own, which can be made to take no writes: who writes sleeps, and no signal ends that."""
+
+    def __init__(self, where, size=8 << 20):
+        self.dir = where / "storage"
+        self.dir.mkdir()
+        image = where / "storage.img"
+        with open(image, "wb") as file:
+            file.truncate(size)
+        subprocess.run(["mkfs.ext4", "-q", image], check=True)
+        if subprocess.run(["mount", "-o", "loop,noatime", image, self.dir], capture_output=True, check=False).returncode != 0:
+            pytest.skip("needs loop devices")
+        self.fd = os.open(self.dir, os.O_RDONLY)
+        self.frozen = False
+
+    def freeze(self, on):
+        fcntl.ioctl(self.fd, FIFREEZE if on else FITHAW, 0)
+        self.frozen = on
+
+    def close(self):
+        if self.frozen:
+            self.freeze(False)
+        os.close(self.fd)
+        subprocess.run(["umount", "-l", self.dir], check=True)
 
 
 # ---- processes ----

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Leases: who holds it may run the guest. A file on storage that both hosts see (here: one machine's)."""
 
-import fcntl
 import json
 import os
 import re
@@ -12,7 +11,7 @@ import subprocess
 import pytest
 
 from cancel import raw_target
-from faults import everything
+from faults import Storage, everything
 from netns import kill
 from stays import small
 from testbed import LIMIT, Guest, Testbed, build_option, section, wait_file, wait_until
@@ -311,35 +310,6 @@ def test_lost_in_a_migration(leased):
 
 
 # ---- storage that does not answer ----
-
-FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
-
-
-class Storage:
-    """A file system of its own, which can be made to take no writes: who writes sleeps, and no signal ends that."""
-
-    def __init__(self, where):
-        self.dir = where / "storage"
-        self.dir.mkdir()
-        image = where / "storage.img"
-        with open(image, "wb") as file:
-            file.truncate(8 << 20)
-        subprocess.run(["mkfs.ext4", "-q", image], check=True)
-        if subprocess.run(["mount", "-o", "loop,noatime", image, self.dir], capture_output=True, check=False).returncode != 0:
-            pytest.skip("needs loop devices")
-        self.fd = os.open(self.dir, os.O_RDONLY)
-        self.frozen = False
-
-    def freeze(self, on):
-        fcntl.ioctl(self.fd, FIFREEZE if on else FITHAW, 0)
-        self.frozen = on
-
-    def close(self):
-        if self.frozen:
-            self.freeze(False)
-        os.close(self.fd)
-        subprocess.run(["umount", "-l", self.dir], check=True)
-
 
 @pytest.fixture
 def storage(leased):

@@ -292,7 +292,7 @@ def test_stays_shared(leased):
 
 
 FORWARD = "NOTE_UPGRADE START_NEW SET_UP_BOTH SHARE_LEASE START_UPGRADE COMMIT_NEW KILL_OLD CONT_NEW ANNOUNCE OWN_LEASE END".split()
-SAVING = "SHARE_LEASE START_SAVE COMMIT_SAVE KILL_SAVED START_FILL LOAD_FILE USE_UP CONT_NEW OWN_LEASE END".split()[1:]
+SAVING = "SHARE_LEASE START_SAVE SYNC_FILE COMMIT_SAVE KILL_SAVED START_FILL LOAD_FILE USE_UP CONT_NEW OWN_LEASE END".split()[1:]
 UPGRADES = [f"in-place:{action}:{when}:{victim}" for action in FORWARD for when in ("before", "after") for victim in ("self", "old", "new", "cancel")]
 UPGRADES += [f"in-place:COMMIT_NEW:before:cancel\n{action}:{when}:self" for action in ("KILL_NEW", "SETTLE", "CONT_BACK", "OWN_LEASE", "END") for when in ("before", "after")]
 UPGRADES += [f"save:{action}:{when}:{victim}" for action in SAVING for when in ("before", "after") for victim in ("self", "new")]

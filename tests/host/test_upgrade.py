@@ -12,7 +12,7 @@ import subprocess
 import time
 
 import pytest
-from faults import Injector, keepers, parents, shut_down_unheard
+from faults import Injector, Storage, keepers, parents, shut_down_unheard
 from netns import command, kill
 from testbed import LIMIT, Guest, Testbed, build_option, qemu, section, wait_file, wait_until
 
@@ -612,6 +612,37 @@ def test_saved_private_memory(bed, cleanup):
     assert bed.a.status("private")["lease"]["held"]
 
 
+@pytest.mark.skipif(not build_option("faults"), reason="needs -Dfaults=true")
+def test_saved_to_storage_that_does_not_answer(bed, cleanup):
+    """The sync of the file does not end: the keeper answers, a cancel brings the guest back at once, and the file goes when it can."""
+    host, silent, storage = bed.a, bed.a.config / "silent", Storage(bed.a.dir, 160 << 20)
+    command = ("vmferry", "upgrade", "silent", "--binary", qemu(), "--way=save", "--save-dir", storage.dir, "--json")
+    with contextlib.ExitStack() as stack:
+        stack.callback(storage.close)
+        stack.callback(silent.unlink, missing_ok=True)
+        small(host, "silent", 29)
+        cleanup("silent")
+        before = qemus(host, "silent")
+        silent.write_text("the saved state's storage")
+        upgrade = host.popen(*command, stdout=subprocess.PIPE)
+        wait_until(lambda: (host.status("silent").get("migration") or {}).get("state") == "upgrade-sync")
+        assert host.status("silent")["state"] == "paused"
+        storage.freeze(True)
+        host.vmferry("cancel", "silent")
+        result = json.loads(upgrade.communicate(timeout=LIMIT)[0].splitlines()[-1])
+        assert result["status"] == "cancelled" and result["guest"] == "running here" and not result["file"]["kept"], result
+        wait_until(lambda: host.status("silent")["state"] == "running")
+        assert qemus(host, "silent") == before and os.path.exists(result["file"]["path"])
+        refused = host.vmferry(*command[1:], check=False)
+        assert refused.returncode == 1 and "is not removed yet" in refused.stdout + refused.stderr, refused
+        storage.freeze(False)
+        wait_until(lambda: not (host.state / "silent" / "saved").exists())
+        assert not os.path.exists(result["file"]["path"]) and qemus(host, "silent") == before
+        silent.unlink()
+        assert json.loads(host.vmferry(*command[1:]).stdout.splitlines()[-1])["status"] == "completed"
+        assert list(storage.dir.glob("*.saved")) == []
+
+
 @contextlib.contextmanager
 def small_tmpfs(host):
     path = host.dir / "tiny"
@@ -718,8 +749,9 @@ def test_fault_of_a_copy(home, point):
     strike(home, point, qemu(), "--way=copy")
 
 
-SAVING = "NOTE_UPGRADE START_NEW SET_UP_BOTH KILL_NEW START_SAVE COMMIT_SAVE KILL_SAVED START_FILL LOAD_FILE USE_UP CONT_NEW ANNOUNCE END".split()
+SAVING = "NOTE_UPGRADE START_NEW SET_UP_BOTH KILL_NEW START_SAVE SYNC_FILE COMMIT_SAVE KILL_SAVED START_FILL LOAD_FILE USE_UP CONT_NEW ANNOUNCE END".split()
 SAVES = [f"{action}:{when}:{victim}" for action in SAVING for when in ("before", "after") for victim in ("self", "old", "new", "cancel")]
+SAVES.remove("SYNC_FILE:after:old")  # its end, or that of the sync, comes first
 # On the way back, to the old version, and to its end.
 SAVES += [f"COMMIT_SAVE:before:cancel\n{action}:{when}:self" for action in [*BACK[:3], "CONT_BACK", "END"] for when in ("before", "after")]
 SAVES += [f"LOAD_FILE:after:new\n{action}:{when}:self" for action in "FALL_BACK START_FILL LOAD_FILE USE_UP CONT_NEW".split() for when in ("before", "after")]

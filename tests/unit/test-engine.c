@@ -165,8 +165,12 @@ static const Expected upgrade_rows[] = {
 	{S(U_OPEN), EV(TRIED), F(ALIVE) | F(OTHER), S(U_TRIED), {DO(KILL_NEW)}},
 	{S(U_TRIED), EV(NEW_DEAD), F(ALIVE), S(U_SAVE), {DO(START_SAVE)}},
 	{S(U_TRIED), EV(CANCEL), F(ALIVE) | F(CANCELLED), S(U_BACK), {0}},
-	{S(U_SAVE), EV(POSTMIGRATE), F(ALIVE), S(U_SAVED), {0}},
+	{S(U_SAVE), EV(POSTMIGRATE), F(ALIVE), S(U_SYNC), {0}},
 	{S(U_SAVE), EV(CANCEL), F(ALIVE) | F(CANCELLED), S(U_BACK), {0}},
+	{S(U_SYNC), EV(ENTER), F(ALIVE), S(U_SYNC), {DO(SYNC_FILE)}},
+	{S(U_SYNC), EV(ACTION_FAILED), F(ALIVE), S(U_BACK), {0}},
+	{S(U_SYNC), EV(CANCEL), F(ALIVE) | F(CANCELLED), S(U_BACK), {0}},
+	{S(U_SYNC), EV(SYNCED), F(ALIVE), S(U_SAVED), {0}},
 	{S(U_SAVED), EV(ENTER), F(ALIVE), S(U_QUIT), {DO(COMMIT_SAVE)}},
 	{S(U_SAVED), EV(ENTER), F(ALIVE) | F(CANCELLED), S(U_BACK), {0}},
 	{S(U_SAVED), EV(ACTION_FAILED), F(ALIVE), S(U_BACK), {0}},
@@ -374,7 +378,7 @@ static void test_passing_states(void **state)
 		S(T_JOURNAL),	   S(T_CONT),	 S(T_ABORT),   S(T_KILL),	 S(T_NEVER),
 		S(U_BEGIN),	   S(U_CHECK),	 S(U_KILL),    S(U_RESUME),	 S(U_BACK),
 		S(U_CLEAR),	   S(U_SAVED),	 S(U_QUIT),    S(U_EMPTY),	 S(U_DRAIN),
-		S(U_NEXT),
+		S(U_NEXT),	   S(U_SYNC),
 	};
 
 	(void)state;
@@ -418,7 +422,9 @@ static void test_the_way_back(void **state)
 /* By this row, or by what it is the end of. */
 static bool has_done(const MoveRow *row, MoveAction action)
 {
-	for (size_t i = 0; i < n_rows && row->event == MOVE_EV_LEASE_DONE; i++)
+	bool end = row->event == MOVE_EV_LEASE_DONE || row->event == MOVE_EV_SYNCED;
+
+	for (size_t i = 0; i < n_rows && end; i++)
 		if (rows[i].state == row->state && rows[i].event == MOVE_EV_ENTER && has_action(&rows[i], action))
 			return true;
 	return has_action(row, action);
@@ -471,6 +477,7 @@ static void test_order(void **state)
 		{S(S_IDLE), DO(COMMIT_NEW), DO(KILL_OLD)},
 		{S(S_IDLE), DO(KILL_OLD), DO(CONT_NEW), DO(USE_UP)},
 		{S(S_IDLE), DO(KILL_NEW), DO(START_SAVE)},
+		{S(S_IDLE), DO(SYNC_FILE), DO(COMMIT_SAVE)},
 		{S(S_IDLE), DO(COMMIT_SAVE), DO(KILL_SAVED)},
 		{S(S_IDLE), DO(COMMIT_SAVE), DO(START_FILL)},
 		{S(S_IDLE), DO(LOAD_FILE), DO(USE_UP)},
