@@ -150,6 +150,7 @@ static int reach(Keeper *k, Error **err)
 		return r;
 	k->state = VM_PAUSED; /* not known yet; move_recover() asks */
 	k->reason = "keeper restarted";
+	k->recovering = true;
 	keeper_lease_adopt(k);
 	if (viewers_start(k, &no_viewers) < 0)
 		log_error("%s", no_viewers->message); /* the guest can do without */

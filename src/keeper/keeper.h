@@ -297,6 +297,8 @@ int keeper_lease_share(Keeper *k, pid_t other, Error **err);
 int keeper_lease_own(Keeper *k, pid_t other, Error **err);
 /** keeper_lease_adopt() - the lease of a QEMU that was found alive; k->lease_error tells if it is lost */
 void keeper_lease_adopt(Keeper *k);
+/** keeper_lease_settle() - after that, when the guest is known to be this host's: its lease is held if it runs, else given back */
+void keeper_lease_settle(Keeper *k);
 /** keeper_lease_answers() - whether its storage did when it was last asked. Return: 0, or -ETIMEDOUT with @err set */
 int keeper_lease_answers(const Keeper *k, Error **err);
 /** keeper_lease_retake() - hold it (still), if nobody else has had it. Return: 0 or negative errno with @err set */

@@ -34,7 +34,7 @@ typedef enum LeaseOp {
 
 typedef struct Ask {
 	LeaseOp op;
-	bool create;
+	bool create, runs;
 	pid_t qemu;
 	bool open; /* first */
 	size_t n;
@@ -50,7 +50,7 @@ typedef struct Ask {
 static int carry_out(Lease *lease, const Ask *ask, Error **err)
 {
 	LeaseAccept accept[2];
-	int r = ask->open ? lease_begin(lease, false, err) : 0;
+	int r = ask->open ? lease_begin(lease, false, false, err) : 0;
 
 	if (r < 0)
 		return r;
@@ -61,7 +61,7 @@ static int carry_out(Lease *lease, const Ask *ask, Error **err)
 					  ask->accept[i].generation};
 	switch (ask->op) {
 	case LEASE_OPEN:
-		return lease_begin(lease, ask->create, err);
+		return lease_begin(lease, ask->create, ask->runs, err);
 	case LEASE_ACQUIRE:
 		return lease_acquire(lease, accept, ask->n, err);
 	case LEASE_USE_UP:
@@ -190,8 +190,11 @@ static void on_opened(WorkerAnswer *answer, void *userdata)
 	Error *err = NULL;
 
 	k->lease_silent = false;
-	if (take_answer(k, answer, &err) >= 0)
+	if (take_answer(k, answer, &err) >= 0) {
+		if (!k->recovering)
+			keeper_lease_settle(k);
 		return;
+	}
 	error_free(k->lease_error);
 	k->lease_error = err;
 	if (k->state == VM_RUNNING && !k->recovering)
@@ -473,7 +476,7 @@ int keeper_lease_own(Keeper *k, pid_t other, Error **err)
 /* A storage that does not answer now may do so later, while the guest goes on: on_opened(). */
 void keeper_lease_adopt(Keeper *k)
 {
-	const Ask open = {.op = LEASE_OPEN}, check = {.op = LEASE_CHECK};
+	const Ask open = {.op = LEASE_OPEN, .runs = keeper_owner(k)}, check = {.op = LEASE_CHECK};
 	Error *err = NULL;
 	int r;
 
@@ -497,6 +500,36 @@ void keeper_lease_adopt(Keeper *k)
 	if (k->lease_silent && no_answer(k, &err) < 0)
 		log_warning("%s", err->message);
 	error_free(err);
+}
+
+static void on_settled(WorkerAnswer *answer, void *userdata)
+{
+	Keeper *k = userdata;
+	Error *err = NULL;
+
+	k->lease_silent = false;
+	if (take_answer(k, answer, &err) < 0 && k->state != VM_PAUSED)
+		keeper_lease_lost(k, TAKE_PTR(err));
+	error_free(err);
+}
+
+/* A worker that was given up may have written that it is given back, while the guest went on; and then its keeper died. */
+void keeper_lease_settle(Keeper *k)
+{
+	bool paused = k->state == VM_PAUSED && !move_active(k->move);
+	LeaseAccept as_left;
+	Ask ask = {.op = LEASE_RELEASE};
+
+	if (!k->lease || lease_held(k->lease) || k->lease_silent || k->lease_error || move_is_target(k->move) || !keeper_owner(k) ||
+	    (paused && worker_busy(k->lease_worker)))
+		return;
+	if (!paused) {
+		log_warning("the lease says that it was given back, but the guest is here: it is taken again");
+		as_left = (LeaseAccept){lease_holder(k->lease), lease_generation(k->lease)};
+		ask = acquire(LEASE_ACQUIRE, &as_left, 1);
+	}
+	if (ask_for(k, &ask, 0, on_settled, k) >= 0)
+		k->lease_silent = true; /* until it has answered nothing is handed over */
 }
 
 int keeper_lease_answers(const Keeper *k, Error **err)

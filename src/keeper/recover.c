@@ -150,6 +150,8 @@ static void on_status(json_object *ret, const char *error, void *userdata)
 	}
 	if (off)
 		machine_kill(k);
+	else if (!(moving && target))
+		keeper_lease_settle(k);
 	if (k->lease_error && k->state == VM_RUNNING)
 		keeper_lease_lost(k, TAKE_PTR(k->lease_error));
 }

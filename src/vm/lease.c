@@ -121,13 +121,15 @@ int lease_new(const LeaseOptions *options, Lease **ret, Error **err)
 	return 0;
 }
 
-int lease_begin(Lease *lease, bool create, Error **err)
+int lease_begin(Lease *lease, bool create, bool runs, Error **err)
 {
 	int r = lease->driver->open(lease, create, err);
 
 	if (r < 0 || !lease->qemu)
 		return r;
-	return (lease->held && lease->driver->reclaim ? lease->driver->reclaim : lease->driver->adopt)(lease, err);
+	if (lease->held && lease->driver->reclaim)
+		return lease->driver->reclaim(lease, err);
+	return lease->driver->adopt(lease, runs, err);
 }
 
 int lease_open(const LeaseOptions *options, Lease **ret, Error **err)
@@ -137,7 +139,7 @@ int lease_open(const LeaseOptions *options, Lease **ret, Error **err)
 	int r = lease_new(options, &lease, err);
 
 	if (r >= 0)
-		r = lease_begin(lease, options->create, err);
+		r = lease_begin(lease, options->create, false, err);
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(lease);

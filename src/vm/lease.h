@@ -62,12 +62,14 @@ int lease_new(const LeaseOptions *options, Lease **ret, Error **err);
  * lease_begin() - open what lease_new() has described, without taking it
  *
  * With a QEMU, what that one holds is known at once: lease_held(). What we hold by lease_set_view() is ours still, though
- * the record may say that it was given back: by somebody who was stopped before he did that.
+ * the record may say that it was given back: by somebody who was stopped before he did that. @runs: the guest may run in
+ * that QEMU. Then what it has to keep others away stays, too, whatever the record says: lease_acquire() it, or
+ * lease_release() it.
  *
  * Return: 0, or negative errno with @err and hint set: -ENOENT not there, -EBADMSG not a lease or damaged, -EPERM another
  * VM's, -ESTALE it is not ours any more.
  */
-int lease_begin(Lease *lease, bool create, Error **err);
+int lease_begin(Lease *lease, bool create, bool runs, Error **err);
 
 /** lease_open() - both. Return: as they */
 int lease_open(const LeaseOptions *options, Lease **ret, Error **err);

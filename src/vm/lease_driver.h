@@ -26,7 +26,7 @@ struct Lease {
 /* Each as the function of that name in lease.h says; acquire is called when we do not hold it. NULL: nothing to do. */
 struct LeaseDriver {
 	int (*open)(Lease *lease, bool create, Error **err);
-	int (*adopt)(Lease *lease, Error **err);
+	int (*adopt)(Lease *lease, bool runs, Error **err);
 	int (*reclaim)(Lease *lease, Error **err); /* NULL: adopt */
 	int (*acquire)(Lease *lease, const LeaseAccept *accept, size_t n, Error **err);
 	int (*use_up)(Lease *lease, const LeaseAccept *accept, size_t n, Error **err); /* NULL: acquire, release */

@@ -260,18 +260,23 @@ static int file_open(Lease *lease, bool create, Error **err)
 		     : 0;
 }
 
-/* The keeper before us may have died between the lock and the record, or between the record and the lock's end. */
-static int file_adopt(Lease *lease, Error **err)
+/*
+ * The keeper before us may have died between the lock and the record, or between the record and the lock's end. That end
+ * had been called off if the guest runs: the lock is all that keeps others away then.
+ */
+static int file_adopt(Lease *lease, bool runs, Error **err)
 {
+	bool ours;
 	Record record;
 	int r = read_record(lease, &record, err);
 
 	if (r < 0)
 		return r;
-	if (streq(record.holder, lease->host_id))
+	ours = streq(record.holder, lease->host_id);
+	if (ours)
 		lease->generation = record.generation;
 	lease->held = is_mine(lease, &record);
-	if (!lease->held)
+	if (!lease->held && !(ours && runs))
 		unlock(lease);
 	return 0;
 }

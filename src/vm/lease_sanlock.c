@@ -187,7 +187,7 @@ static int sanlock_started(Lease *lease, Error **err)
 	return !wanted || lease->held ? 0 : failed(lease, "keep", -EIO, err);
 }
 
-static int sanlock_adopt(Lease *lease, Error **err)
+static int sanlock_adopt(Lease *lease, _unused_ bool runs, Error **err)
 {
 	LeaseState state;
 	int r = sanlock_state(lease, &state, err);

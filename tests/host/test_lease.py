@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import zlib
 
 import pytest
 
@@ -294,6 +295,40 @@ def test_lost_without_a_keeper(leased):
     os.kill(parent, signal.SIGCONT)
     wait_until(lambda: not os.path.exists(f"/proc/{qemu}"))
     assert a.wait_clean() == []
+
+
+def given_back(leased):
+    """What a worker that was given up has written, and not yet synced, when it dies: that it is given back."""
+    old = leased.record() | {"held": "0"}
+    old["seq"] = str(int(old["seq"]) + 1)
+    body = " ".join(f"{key}={old[key]}" for key in ("seq", "generation", "held", "since", "vm", "holder", "name"))
+    with open(leased.path, "r+b") as file:
+        file.seek(int(old["seq"]) % 2 * 4096)
+        file.write(f"vmferry-lease1 {zlib.crc32(body.encode()):08x} {body}\n".encode().ljust(512, b"\0"))
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_given_back_without_a_keeper(leased, paused):
+    """The record says so, and the next keeper finds the guest here: it takes the lease again, and nobody else has had it. A paused guest does without."""
+    a, b = leased.here, leased.there
+    leased.start()
+    pid = keeper(a)
+    parent = int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+    os.kill(parent, signal.SIGSTOP)
+    if paused:
+        a.vmferry("pause", "web1")
+    os.kill(pid, signal.SIGKILL)
+    if not paused:
+        given_back(leased)
+    os.kill(parent, signal.SIGCONT)
+    wait_until(lambda: keeper(a) not in (None, pid) and a.vmferry("status", "web1", check=False).returncode == 0)
+    if paused:
+        assert leased.holder() == ("a", 1, False) and not leased.lease(a)["held"]
+        a.vmferry("resume", "web1")
+    wait_until(lambda: leased.holder() == ("a", 2, True))
+    wait_until(lambda: leased.lease(a)["held"] and "answers" not in leased.lease(a))
+    assert state(a)[0] == "running" and "is held by host a" in leased.start(b, check=False).stderr
+    forget(b)
 
 
 def test_lost_in_a_migration(leased):

@@ -68,7 +68,28 @@ static Lease *open_as(const char *host)
 	return lease;
 }
 
+static bool never(void)
+{
+	return false;
+}
+
 /* A keeper that comes back: the description is the one that QEMU has. */
+static Lease *adopt_running(const char *host, int fd, bool runs)
+{
+	_cleanup_error_ Error *err = NULL;
+	LeaseOptions options = {.definition = &definition,
+				.host_id = host,
+				.host_name = host,
+				.fd = fd,
+				.qemu = 1,
+				.may_release = never};
+	Lease *lease = NULL;
+
+	if (lease_new(&options, &lease, &err) < 0 || lease_begin(lease, false, runs, &err) < 0)
+		fail_msg("%s", err->message);
+	return lease;
+}
+
 static Lease *adopt_as(const char *host, int fd)
 {
 	_cleanup_error_ Error *err = NULL;
@@ -226,6 +247,34 @@ static void test_lock_without_record(void **state)
 	lease_free(TAKE_PTR(a));
 	a = adopt_as("a", fcntl(qemu, F_DUPFD_CLOEXEC, 0));
 	assert_false(lease_held(a));
+	acquire(b);
+}
+
+/* The record says that it was given back, and that was called off: the lock keeps others away until it is known whether the guest runs. */
+static void test_record_without_the_end(void **state)
+{
+	_cleanup_fd_ int qemu = -1;
+	_cleanup_(lease_freep)
+	Lease *a = open_as("a"), *b = open_as("b");
+
+	(void)state;
+	acquire(a);
+	qemu = fcntl(lease_fd(a), F_DUPFD_CLOEXEC, 0);
+	for (uint64_t generation = 1; generation <= 2; generation++) {
+		lease_free(TAKE_PTR(a));
+		a = adopt_running("a", fcntl(qemu, F_DUPFD_CLOEXEC, 0), true);
+		assert_true(lease_held(a));
+		assert_int_equal(lease_release(a, NULL), -ECANCELED);
+		lease_free(TAKE_PTR(a));
+		a = adopt_running("a", fcntl(qemu, F_DUPFD_CLOEXEC, 0), true);
+		assert_false(lease_held(a));
+		assert_int_equal(lease_generation(a), generation);
+		assert_int_equal(lease_acquire(b, NULL, 0, NULL), -EBUSY);
+		if (generation == 1)
+			assert_int_equal(acquire_if(a, "a", generation), 0);
+		else
+			release(a);
+	}
 	acquire(b);
 }
 
@@ -526,6 +575,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_compare_and_swap, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_outlives_its_keeper, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_lock_without_record, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_record_without_the_end, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_two_processes, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_crash_at_every_byte, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_damaged, setup, teardown),
