@@ -346,6 +346,9 @@ inline do_ACQUIRE_LEASE()
 	fi
 }
 
+/* Before a QEMU is started the lease is looked at, by the next worker: what is late has come true by then, without this QEMU. */
+#define may_take(queue) (!given_up[h] || head(queue) != M_PREPARE)
+
 #define lease_is_lost(host) (LEASE && state[host] == S_DOUBT && last_holder != host)
 /* In doubt it decides, if nobody can have had it since. */
 inline do_RETAKE_LEASE() { ask(L_RETAKE) }
@@ -887,14 +890,14 @@ end:
 				m = 0
 			}
 		/* the links that others have made */
-		:: ready(h) && to_t[peer] ->
+		:: ready(h) && to_t[peer] && may_take(to_t[peer]) ->
 			d_step {
 				m = head(to_t[peer]);
 				to_t[peer] = to_t[peer] / 16;
 				target_receives(m, FROM_LINK, link_id[peer]);
 				m = 0
 			}
-		:: ready(h) && old_t[peer] ->
+		:: ready(h) && old_t[peer] && may_take(old_t[peer]) ->
 			d_step {
 				m = head(old_t[peer]);
 				old_t[peer] = old_t[peer] / 16;
