@@ -29,10 +29,11 @@ typedef enum Stream { STREAM_OPEN, STREAM_WHOLE, STREAM_CUT } Stream;
 typedef struct Receive {
 	const Tool *tool;
 	sd_event *event;
-	sd_event_source *input_source, *bound;
+	sd_event_source *input_source, *bound, *others_source;
 	Transfer transfer;
 	Input input;
-	CtApply *apply;
+	char *others;	/* what ask_others()'s process has said */
+	CtApply *apply; /* NULL until that is all */
 	Gate *gate;
 	Watch *watch;
 	DomainLife arrival; /* what libvirt has made of the domain here */
@@ -53,6 +54,8 @@ static void receive_done(Receive *r)
 	watch_free(r->watch);
 	sd_event_source_disable_unref(r->input_source);
 	sd_event_source_disable_unref(r->bound);
+	sd_event_source_disable_unref(r->others_source);
+	free(r->others);
 	ct_apply_free(r->apply);
 	input_done(&r->input);
 	transfer_done(&r->transfer);
@@ -267,12 +270,41 @@ static int watch_signals(Receive *r)
 	return tool_signals(r->event, signals, ARRAY_SIZE(signals), on_terminate, r);
 }
 
-/* Addresses of other domains here, as far as libvirt knows them, and the host's own. */
-static CtSelect *others_here(const char *domain)
+/*
+ * Addresses of other domains here are asked for by a process of its own: virsh takes its time, and libvirt may need us
+ * meanwhile. To be called before watch_new(), which makes a thread.
+ */
+static int ask_others(const Receive *r, int *ret)
 {
-	_cleanup_strv_ char **addresses = domain_neighbours(NULL, domain, NULL);
+	_cleanup_strv_ char **addresses = NULL;
+	int ends[2], null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	pid_t pid = null < 0 || pipe2(ends, O_CLOEXEC) < 0 ? -1 : fork();
+
+	if (pid != 0)
+		fd_close(null);
+	if (pid < 0)
+		return -EAGAIN;
+	if (pid > 0) {
+		fd_close(ends[1]);
+		*ret = ends[0];
+		return 0;
+	}
+	(void)dup2(null, STDIN_FILENO);
+	(void)dup2(null, STDOUT_FILENO);
+	addresses = domain_neighbours(NULL, r->transfer.domain, NULL);
+	for (size_t i = 0; addresses && addresses[i]; i++)
+		dprintf(ends[1], "%s ", addresses[i]);
+	_exit(0);
+}
+
+/* They, as far as libvirt knows them, and the host's own. */
+static CtSelect *others_here(const Receive *r)
+{
+	_cleanup_strv_ char **addresses = NULL;
 	CtSelect *all = NULL, *theirs = NULL;
 
+	if (r->others)
+		(void)strv_split_words(r->others, &addresses);
 	if (ct_select_own(&all, NULL) < 0)
 		all = xcalloc(1, sizeof(*all));
 	if (strv_length(addresses) && ct_select_new(addresses, &theirs, NULL) >= 0)
@@ -300,7 +332,7 @@ static void take_away(CtSelect *from, const CtSelect *others, const char *domain
 
 static int open_apply(Receive *r, Error **err)
 {
-	CtSelect *others = others_here(r->transfer.domain);
+	CtSelect *others = others_here(r);
 	const CtApplyOptions options = {
 		.max_entries = 1000000, .marks_mask = UINT32_MAX, .helpers = CT_ANY_HELPER, .foreign = others};
 	int e;
@@ -308,6 +340,55 @@ static int open_apply(Receive *r, Error **err)
 	take_away(r->transfer.select, others, r->transfer.domain);
 	e = ct_apply_new(r->transfer.select, &options, &r->apply, err);
 	ct_select_free(others);
+	return e;
+}
+
+static int take_entries(Receive *r, Error **err)
+{
+	int e = r->stream == STREAM_OPEN ? open_apply(r, err) : 0;
+
+	if (e < 0 || !r->apply)
+		return e;
+	(void)ct_apply_survey(r->apply, r->event); /* what one of us left here that was killed */
+	e = fd_nonblock(STDIN_FILENO, true);
+	if (e >= 0)
+		e = sd_event_add_io(r->event, &r->input_source, STDIN_FILENO, EPOLLIN, on_input, r);
+	return e;
+}
+
+static int on_others(_unused_ sd_event_source *s, int fd, _unused_ uint32_t revents, void *userdata)
+{
+	_cleanup_error_ Error *err = NULL;
+	char text[4096];
+	Receive *r = userdata;
+	ssize_t n = read(fd, text, sizeof(text) - 1);
+
+	if (n < 0 && errno == EINTR)
+		return 0;
+	if (n > 0) {
+		_cleanup_free_ char *before = r->others;
+
+		text[n] = '\0';
+		r->others = xasprintf("%s%s", before ?: "", text);
+		return 0;
+	}
+	r->others_source = sd_event_source_disable_unref(r->others_source);
+	n = take_entries(r, &err);
+	if (n < 0)
+		give_up(r, (int)n, err ? err->message : strerror((int)-n));
+	return 0;
+}
+
+static int hear_others(Receive *r)
+{
+	int fd = -1, e = ask_others(r, &fd);
+
+	if (e >= 0)
+		e = sd_event_add_io(r->event, &r->others_source, fd, EPOLLIN, on_others, r);
+	if (e >= 0)
+		e = sd_event_source_set_io_fd_own(r->others_source, true);
+	else
+		fd_close(fd);
 	return e;
 }
 
@@ -320,17 +401,11 @@ static int set_up(Receive *r, Error **err)
 	if (e >= 0)
 		e = watch_signals(r);
 	if (e >= 0)
+		e = hear_others(r);
+	if (e >= 0)
 		e = watch_new(r->event, NULL, r->transfer.domain, &watch_handlers, r, &r->watch, err);
 	if (e >= 0)
 		e = gate_new(r->event, r->transfer.domain, r->transfer.bound, &r->gate, err);
-	if (e >= 0)
-		e = open_apply(r, err);
-	if (e >= 0)
-		(void)ct_apply_survey(r->apply, r->event); /* what one of us left here that was killed */
-	if (e >= 0)
-		e = fd_nonblock(STDIN_FILENO, true);
-	if (e >= 0)
-		e = sd_event_add_io(r->event, &r->input_source, STDIN_FILENO, EPOLLIN, on_input, r);
 	return e;
 }
 
@@ -392,5 +467,7 @@ int libvirt_receive(const Tool *tool, Error **err)
 	e = sd_event_loop(r.event);
 	if (r.why)
 		return error_set(err, e, "%s: %s", r.transfer.domain, r.why);
+	if (e >= 0 && !r.apply) /* nothing has come yet */
+		e = open_apply(&r, err);
 	return e < 0 ? e : finish(&r, err);
 }
