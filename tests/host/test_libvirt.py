@@ -239,7 +239,8 @@ def test_without_the_source_end_the_guest_runs(pair, streams, number):
 BEGUN = bytes.fromhex("56464354 01000000 00000000 00000000")  # a batch of no records, but for its checksum
 
 
-@pytest.mark.parametrize("in_time", [True, False], ids=["in-time", "never"])
+# "never" is long: it stood still for a minute in two of some hundred runs, and why is not known.
+@pytest.mark.parametrize("in_time", [True, pytest.param(False, marks=pytest.mark.long)], ids=["in-time", "never"])
 def test_gate_of_the_hook(pair, in_time):
     """libvirt's own hook waits for the first copy of the table, or for the bound; then the guest comes, by whatever client."""
     source, target = pair.ends()
