@@ -62,7 +62,7 @@ static void sort_by_digit(const Choice *from, Choice *to, size_t n, unsigned shi
 		to[at[digit(&from[i], shift)]++] = from[i];
 }
 
-/* All that is there, by worth. A guest waits: radix sort is ten times as fast here as qsort(3). Return: their number. */
+/* All that is there, by worth. A guest waits: radix sort is linear. Return: their number. */
 static size_t choose(const CtTable *table, Choice *ret)
 {
 	_cleanup_free_ Choice *spare = xcalloc(table->live + 1, sizeof(Choice));
