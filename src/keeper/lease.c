@@ -201,16 +201,22 @@ static void on_opened(WorkerAnswer *answer, void *userdata)
 		keeper_lease_lost(k, TAKE_PTR(k->lease_error));
 }
 
+/* @runs: the guest may run here, whatever the record says */
+static int open_and_check(Keeper *k, bool runs)
+{
+	const Ask open = {.op = LEASE_OPEN, .runs = runs}, check = {.op = LEASE_CHECK};
+	int r = ask_for(k, &open, 0, on_opened, k);
+
+	return r < 0 ? r : ask_for(k, &check, 0, on_opened, k);
+}
+
 static void open_again(Keeper *k)
 {
 	_cleanup_error_ Error *err = NULL;
-	const Ask open = {.op = LEASE_OPEN}, check = {.op = LEASE_CHECK};
 	int r = hire(k, &err);
 
 	if (r >= 0)
-		r = ask_for(k, &open, 0, on_opened, k);
-	if (r >= 0)
-		r = ask_for(k, &check, 0, on_opened, k);
+		r = open_and_check(k, false);
 	if (r < 0)
 		log_error("nobody looks after the lease: %s", err ? err->message : strerror(-r));
 }
@@ -476,7 +482,6 @@ int keeper_lease_own(Keeper *k, pid_t other, Error **err)
 /* A storage that does not answer now may do so later, while the guest goes on: on_opened(). */
 void keeper_lease_adopt(Keeper *k)
 {
-	const Ask open = {.op = LEASE_OPEN, .runs = keeper_owner(k)}, check = {.op = LEASE_CHECK};
 	Error *err = NULL;
 	int r;
 
@@ -487,9 +492,7 @@ void keeper_lease_adopt(Keeper *k)
 	}
 	r = describe(k, &err);
 	if (r >= 0)
-		r = ask_for(k, &open, 0, on_opened, k);
-	if (r >= 0)
-		r = ask_for(k, &check, 0, on_opened, k);
+		r = open_and_check(k, keeper_owner(k));
 	if (r < 0) {
 		error_set(&err, r, "the lease cannot be watched: %s", strerror(-r));
 		k->lease_error = err;
@@ -603,7 +606,6 @@ static void done(Move *m, int r)
 		error_set(&err, -ECONNABORTED, "no answer from the target, and the lease was still this host's");
 		move_error(m, err);
 	}
-
 	m->lease_action = MOVE_DO_NOTHING;
 	if (r >= 0)
 		(void)fault_point(m, action, false);

@@ -168,6 +168,14 @@ static int on_resume(sd_bus_message *m, void *userdata, sd_bus_error *error)
 #define READ_u64(o, options, name) (void)json_get_u64(o, #name, &(options)->name)
 #define READ_bool(o, options, name) (void)json_get_bool(o, #name, &(options)->name)
 
+static int options_in(const char *text, json_object **ret, sd_bus_error *error)
+{
+	*ret = json_parse(text, strlen(text));
+	if (!json_object_is_type(*ret, json_type_object))
+		return refuse(error, "InvalidArgument", "the options are no JSON object");
+	return 0;
+}
+
 static int read_options(sd_bus_message *m, MoveOptions *options, sd_bus_error *error)
 {
 	_cleanup_json_ json_object *o = NULL;
@@ -177,9 +185,9 @@ static int read_options(sd_bus_message *m, MoveOptions *options, sd_bus_error *e
 	r = sd_bus_message_read(m, "ss", &destination, &text);
 	if (r < 0)
 		return r;
-	o = json_parse(text, strlen(text));
-	if (!json_object_is_type(o, json_type_object))
-		return refuse(error, "InvalidArgument", "the options are no JSON object");
+	r = options_in(text, &o, error);
+	if (r < 0)
+		return r;
 	options->conntrack = options->live = true;
 	options->throttle = THROTTLE_AUTO;
 	options->destination = xstrdup(destination);
@@ -265,9 +273,9 @@ static int start_upgrade(sd_bus_message *m, Keeper *k, bool check, sd_bus_error 
 	r = sd_bus_message_read(m, "s", &text);
 	if (r < 0)
 		return r;
-	o = json_parse(text, strlen(text));
-	if (!json_object_is_type(o, json_type_object))
-		return refuse(error, "InvalidArgument", "the options are no JSON object");
+	r = options_in(text, &o, error);
+	if (r < 0)
+		return r;
 	READ_string(o, &options, binary);
 	READ_string(o, &options, to_definition);
 	READ_string(o, &options, way);
@@ -301,7 +309,9 @@ static int on_set(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	r = sd_bus_message_read(m, "s", &text);
 	if (r < 0)
 		return r;
-	o = json_parse(text, strlen(text));
+	r = options_in(text, &o, error);
+	if (r < 0)
+		return r;
 	b = json_get_u64(o, "bandwidth", &bandwidth) && bandwidth > 0;
 	d = json_get_u64(o, "downtime", &downtime) && downtime > 0;
 	t = json_get_u64(o, "throttle", &throttle) && throttle <= THROTTLE_MAX;

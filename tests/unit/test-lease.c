@@ -202,6 +202,13 @@ static void test_compare_and_swap(void **state)
 
 /* ---- QEMU has it ---- */
 
+/* Return: the fd that a QEMU would have inherited. */
+static int acquire_for_qemu(Lease *lease)
+{
+	acquire(lease);
+	return fcntl(lease_fd(lease), F_DUPFD_CLOEXEC, 0);
+}
+
 static void test_outlives_its_keeper(void **state)
 {
 	_cleanup_fd_ int qemu = -1;
@@ -209,8 +216,7 @@ static void test_outlives_its_keeper(void **state)
 	Lease *a = open_as("a"), *b = open_as("b");
 
 	(void)state;
-	acquire(a);
-	qemu = fcntl(lease_fd(a), F_DUPFD_CLOEXEC, 0);
+	qemu = acquire_for_qemu(a);
 	lease_free(TAKE_PTR(a));
 	assert_int_equal(lease_acquire(b, NULL, 0, NULL), -EBUSY);
 	a = adopt_as("a", fcntl(qemu, F_DUPFD_CLOEXEC, 0));
@@ -258,8 +264,7 @@ static void test_record_without_the_end(void **state)
 	Lease *a = open_as("a"), *b = open_as("b");
 
 	(void)state;
-	acquire(a);
-	qemu = fcntl(lease_fd(a), F_DUPFD_CLOEXEC, 0);
+	qemu = acquire_for_qemu(a);
 	for (uint64_t generation = 1; generation <= 2; generation++) {
 		lease_free(TAKE_PTR(a));
 		a = adopt_running("a", fcntl(qemu, F_DUPFD_CLOEXEC, 0), true);
